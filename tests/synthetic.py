@@ -1,0 +1,32 @@
+"""Test data that carries its own answer: frame i of a video has brightness 20 + 10 * i."""
+
+from pathlib import Path
+
+import numpy as np
+
+from vidpipe import video
+
+
+def brightness_frames(num_frames: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """uint8 [n, H, W, 3]; n at most 23, so that the brightness stays in range."""
+    levels = 20 + 10 * np.arange(num_frames)
+    return np.broadcast_to(levels[:, None, None, None], (num_frames, height, width, 3)).astype(np.uint8)
+
+
+def frame_indices_of(frames: np.ndarray) -> list[int]:
+    """The index that each frame of a brightness video tells by its brightness."""
+    return np.rint((frames.reshape(len(frames), -1).mean(axis=1) - 20) / 10).astype(int).tolist()
+
+
+def write_brightness_video(path: Path, num_frames: int, height: int = 48, width: int = 64) -> Path:
+    """Writes a brightness video; .avi as XviD, .mp4 as MPEG-4."""
+    fourcc = "XVID" if path.suffix == ".avi" else "mp4v"
+    video.write_video(str(path), brightness_frames(num_frames, height, width), fourcc=fourcc)
+    return path
+
+
+def write_class_folders(folder: Path, videos: dict[str, list[int]]) -> None:
+    """Writes Class/video_MM.avi for each class and each number of frames."""
+    for class_name, lengths in videos.items():
+        for number, num_frames in enumerate(lengths):
+            write_brightness_video(folder / class_name / f"video_{number:02d}.avi", num_frames)

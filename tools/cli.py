@@ -1,0 +1,81 @@
+"""What every tool shares: how it starts, how it fails, and with which exit code."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+# Before TensorFlow is loaded: its start-up notices and its C++ log are not about the user's job.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from absl import app, flags
+
+from vidpipe.config import ClipConfig
+from vidpipe.spec import VidpipeError
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Runs `main` with absl's flags and leaves with 0 done, 1 failed, 2 wrong usage.
+
+    A VidpipeError is the user's to mend: one line on stderr, no traceback.
+    """
+
+    def guarded(arguments: list[str]) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+        try:
+            code = main(arguments[1:]) or 0
+        except VidpipeError as error:
+            print(f"{_tool_name()}: {error}", file=sys.stderr)
+            code = 1
+        except KeyboardInterrupt:
+            print(f"{_tool_name()}: interrupted", file=sys.stderr)
+            code = 130
+        sys.exit(code)
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def no_arguments(arguments: list[str]) -> None:
+    """Ends with 2 where the command line has words that are no flags."""
+    if arguments:
+        usage_error(f"unexpected arguments: {' '.join(arguments)}")
+
+
+def usage_error(message: str) -> None:
+    """Ends with 2 and one line."""
+    print(f"{_tool_name()}: {message}. --help lists the flags.", file=sys.stderr)
+    sys.exit(2)
+
+
+def define_clip_flags() -> Callable[[], ClipConfig]:
+    """The flags that say how a video becomes a clip; returns what reads them."""
+    num_frames = flags.DEFINE_integer("num_frames", ClipConfig.num_frames, "Frames per clip (T).")
+    sampling = flags.DEFINE_enum(
+        "sampling",
+        ClipConfig.sampling,
+        ["uniform", "interval", "head"],
+        "uniform: the middle of T equal segments; interval: every frame_stride-th; head: the first T.",
+    )
+    frame_stride = flags.DEFINE_integer(
+        "frame_stride", None, "With --sampling=interval; left out, T frames are spread over the video."
+    )
+    image_size = flags.DEFINE_integer("image_size", ClipConfig.image_size, "Side of the frames, pixels.")
+    return lambda: ClipConfig(num_frames.value, sampling.value, frame_stride.value, image_size.value)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return app.parse_flags_with_usage(argv) if _wants_help(argv) else flags.FLAGS(argv)
+    except flags.Error as error:
+        usage_error(str(error).rstrip("."))
+        raise AssertionError from error
+
+
+def _wants_help(argv: list[str]) -> bool:
+    return any(
+        word.lstrip("-").split("=")[0] in ("help", "helpfull", "helpshort", "helpxml") for word in argv
+    )
+
+
+def _tool_name() -> str:
+    return os.path.basename(sys.argv[0])  # noqa: PTH119

@@ -1,0 +1,33 @@
+"""Evaluates a run's best model on a split of a dataset.
+
+python tools/evaluate.py --run_dir=/runs/1 --data_dir=/data/ucf101-records --split=test
+"""
+
+from absl import flags
+
+import cli
+from vidpipe.spec import SPLITS
+
+_RUN_DIR = flags.DEFINE_string("run_dir", None, "A run of tools/train.py.", required=True)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "A dataset of tools/convert_videos.py.", required=True)
+_SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Which clips.")
+
+
+def main(arguments: list[str]) -> None:
+    """Flags -> evaluate; prints the report per class and the headline."""
+    cli.no_arguments(arguments)
+    from vidpipe import evaluate
+
+    evaluation = evaluate.evaluate(_RUN_DIR.value, _DATA_DIR.value, _SPLIT.value)
+    metrics = evaluation.metrics
+    low, high = metrics["accuracy_ci95"]
+    print(evaluation.text)
+    print(
+        f"{metrics['split']} accuracy {metrics['accuracy']:.4f} of {metrics['num_clips']} clips "
+        f"(95 % interval {low:.3f} to {high:.3f}; the commonest class alone gives "
+        f"{metrics['majority_accuracy']:.3f}). Written to {evaluation.folder}."
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

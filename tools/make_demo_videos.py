@@ -1,0 +1,94 @@
+"""Writes made-up videos of six classes that only the order of their frames tells apart, and UCF101 lists.
+
+    python tools/make_demo_videos.py --output_dir=demo
+
+Three pairs (growing and shrinking, brightening and darkening, red to blue and blue to red) hold the same
+frames in opposite order. Texture, place, noise and length vary; videos of one group share their texture.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+import cli
+from vidpipe import video
+
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Gets videos/ and lists/.", required=True)
+_SEED = flags.DEFINE_integer("seed", 1, "Of everything that varies.")
+
+CLASSES = ("BlueToRed", "Brightening", "Darkening", "Growing", "RedToBlue", "Shrinking")
+# Each backward class is its partner played in reverse.
+_PARTNERS = {"Darkening": "Brightening", "Shrinking": "Growing", "BlueToRed": "RedToBlue"}
+_TEST_GROUPS = (1, 2)
+_GROUPS = range(1, 9)
+_CLIPS_PER_GROUP = 4
+_HEIGHT, _WIDTH = 72, 96
+
+
+def make_frames(class_name: str, texture: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """One video of a class: uint8 [n, 72, 96, 3] RGB, n from 6 to 30.
+
+    Args:
+      class_name: one of CLASSES.
+      texture: float [72, 96, 3], the background, about 0..255.
+      random: everything else that varies.
+    """
+    kind = _PARTNERS.get(class_name, class_name)
+    num_frames = int(random.integers(6, 31))
+    rows, columns = np.mgrid[:_HEIGHT, :_WIDTH]
+    centre = random.uniform([26, 36], [46, 60])
+    distance = np.hypot(rows - centre[0], columns - centre[1])
+    colour = random.uniform(40, 220, 3)
+    slow, fast = sorted(random.uniform(0.6, 1.0, 2))
+    frames = []
+    for moment in np.linspace(1 - fast, slow, num_frames):
+        radius, tint, light = 18.0, colour, 1.0
+        if kind == "Growing":
+            radius = 4 + 26 * moment
+        elif kind == "Brightening":
+            light = 0.35 + 0.9 * moment
+        else:
+            tint = (1 - moment) * np.array([235, 40, 40]) + moment * np.array([40, 40, 235])
+        inside = np.clip(radius - distance, 0, 1)[..., np.newaxis]
+        frame = ((1 - inside) * texture + inside * tint) * light
+        frames.append(frame + random.normal(0, 6, frame.shape))
+    played = frames[::-1] if class_name in _PARTNERS else frames
+    return np.clip(np.stack(played), 0, 255).astype(np.uint8)
+
+
+def make_texture(random: np.random.Generator) -> np.ndarray:
+    """A soft random background: float [72, 96, 3], about 30 to 220."""
+    blocks = random.uniform(30, 220, (_HEIGHT // 12, _WIDTH // 12, 3))
+    blurred = np.kron(blocks, np.ones((12, 12, 1)))
+    for axis in (0, 1):
+        blurred = sum(np.roll(blurred, shift, axis) for shift in range(-5, 6)) / 11
+    return blurred
+
+
+def main(arguments: list[str]) -> None:
+    """Writes videos/Class/v_Class_gNN_cMM.avi (or .mp4) and lists/trainlist01.txt, testlist01.txt."""
+    cli.no_arguments(arguments)
+    folder = Path(_OUTPUT_DIR.value)
+    random = np.random.default_rng(_SEED.value)
+    lists: dict[str, list[str]] = {"train": [], "test": []}
+    for number, class_name in enumerate(CLASSES, start=1):
+        for group in _GROUPS:
+            texture = make_texture(random)
+            for clip in range(1, _CLIPS_PER_GROUP + 1):
+                suffix, fourcc = ("avi", "XVID") if clip % 2 else ("mp4", "mp4v")
+                name = f"{class_name}/v_{class_name}_g{group:02d}_c{clip:02d}.{suffix}"
+                frames = make_frames(class_name, texture, random)
+                video.write_video(str(folder / "videos" / name), frames, fourcc=fourcc)
+                if group in _TEST_GROUPS:
+                    lists["test"].append(name)
+                else:
+                    lists["train"].append(f"{name} {number}")
+    (folder / "lists").mkdir(exist_ok=True)
+    for split, lines in lists.items():
+        (folder / "lists" / f"{split}list01.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"{folder}: {len(lists['train'])} train and {len(lists['test'])} test videos.")
+
+
+if __name__ == "__main__":
+    cli.run(main)

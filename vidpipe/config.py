@@ -1,0 +1,236 @@
+"""Frozen settings of conversion and training, to and from JSON. Every default is written here, once."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from vidpipe.sampling import SAMPLERS
+from vidpipe.spec import ClipSpec, VidpipeError
+
+ENCODINGS = ("jpeg", "png", "raw")
+FINE_TUNE = ("none", "block5", "block4", "block3", "block2", "block1", "all")
+PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
+CACHE_FEATURES = ("auto", "on", "off")
+
+_Config = TypeVar("_Config")
+
+
+class ConfigError(VidpipeError):
+    """A setting has a value that cannot work, or two settings contradict each other."""
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """How a video becomes a clip. Stored with the dataset and the model, so prediction does the same.
+
+    Attributes:
+      num_frames: frames per clip (T); shorter videos give fewer.
+      sampling: which frames, a key of `sampling.SAMPLERS`.
+      frame_stride: source frames between neighbours, only with `interval`; None spreads T over the video.
+      image_size: side of the square frames, pixels, after the centre crop.
+    """
+
+    num_frames: int = 20
+    sampling: str = "uniform"
+    frame_stride: int | None = None
+    image_size: int = 224
+
+    def __post_init__(self) -> None:
+        _check_at_least(self, num_frames=1, image_size=1, frame_stride=1)
+        _check_choice("sampling", self.sampling, SAMPLERS)
+        if self.frame_stride is not None and self.sampling != "interval":
+            raise ConfigError(f"frame_stride goes with sampling=interval; got sampling={self.sampling}.")
+
+    @property
+    def spec(self) -> ClipSpec:
+        """The shape of the clips these settings make."""
+        return ClipSpec(self.num_frames, self.image_size, self.image_size)
+
+
+@dataclass(frozen=True)
+class ManifestConfig:
+    """Which videos, labels and splits.
+
+    Attributes:
+      video_dir: every video's path is relative to it.
+      train_manifest, test_manifest: CSV files with columns video_name, tag and optional group, split.
+      ucf101_lists, fold: folder of trainlist0N.txt and testlist0N.txt, and N.
+      classes: only these classes. None keeps all.
+      top_classes: only the classes with the most training videos. None keeps all.
+      val_fraction: share of the training videos held out as `val`; 0 for none.
+      seed: of the validation split.
+
+    Without manifests and lists the class folders in `video_dir` are read.
+    """
+
+    video_dir: str
+    train_manifest: str | None = None
+    test_manifest: str | None = None
+    ucf101_lists: str | None = None
+    fold: int = 1
+    classes: tuple[str, ...] | None = None
+    top_classes: int | None = None
+    val_fraction: float = 0.1
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        _check_at_least(self, fold=1, top_classes=1)
+        if self.fold > 3:
+            raise ConfigError(f"UCF101 has folds 1, 2 and 3; got fold={self.fold}.")
+        if not 0 <= self.val_fraction < 1:
+            raise ConfigError(f"val_fraction must be in [0, 1); got {self.val_fraction}.")
+        if self.ucf101_lists is not None and (self.train_manifest or self.test_manifest):
+            raise ConfigError("Give either ucf101_lists or CSV manifests, not both.")
+        if self.test_manifest is not None and self.train_manifest is None:
+            raise ConfigError("test_manifest needs a train_manifest beside it.")
+        if self.classes is not None and self.top_classes is not None:
+            raise ConfigError("Give either classes or top_classes, not both.")
+
+
+@dataclass(frozen=True)
+class ConversionConfig:
+    """A conversion of videos to shards in `output_dir`.
+
+    Attributes:
+      encoding, jpeg_quality: of each frame in the records; quality 1 to 100, used by jpeg alone.
+      shard_size_mb: a shard's intended size, in 2**20 bytes; the number of shards follows from it and an
+        estimate of a clip's size, so that it is known before the first video is read.
+      num_workers: decoding processes; None starts one per core.
+      max_skipped: the conversion fails when a larger fraction of the videos had to be skipped.
+      timeout_sec: a video that takes longer is skipped.
+    """
+
+    output_dir: str
+    manifest: ManifestConfig
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    encoding: str = "jpeg"
+    jpeg_quality: int = 95
+    shard_size_mb: float = 128
+    num_workers: int | None = None
+    max_skipped: float = 0.01
+    timeout_sec: float = 60
+
+    def __post_init__(self) -> None:
+        _check_choice("encoding", self.encoding, ENCODINGS)
+        _check_at_least(self, num_workers=1)
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ConfigError(f"jpeg_quality must be from 1 to 100; got {self.jpeg_quality}.")
+        if not 0 <= self.max_skipped <= 1:
+            raise ConfigError(f"max_skipped is a fraction from 0 to 1; got {self.max_skipped}.")
+        for name in ("shard_size_mb", "timeout_sec"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be above 0; got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The fused model.
+
+    Attributes:
+      backbone: a key of `backbone.BACKBONES`.
+      backbone_weights: `imagenet`, `none` for a random start, or a Keras weights file of the backbone
+        without its classifier.
+      fine_tune: the lowest backbone block that is trained; `none` freezes all of it.
+      head: a key of `model.HEADS`.
+    """
+
+    backbone: str = "vgg16"
+    backbone_weights: str = "imagenet"
+    fine_tune: str = "none"
+    head: str = "motion"
+
+    def __post_init__(self) -> None:
+        _check_choice("fine_tune", self.fine_tune, FINE_TUNE)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+      data_dir: a committed dataset.
+      run_dir: everything the run leaves behind goes here.
+      batch_size: clips per optimiser step.
+      learning_rate: of Adam.
+      precision: `auto` takes the best that the device has.
+      cache_features: `auto` and `on` run a frozen backbone once per clip; `off` runs it in every epoch.
+      checkpoint_every: optimiser steps between checkpoints inside an epoch; None saves at its end only.
+      seed: of weights, order and dropout.
+    """
+
+    data_dir: str
+    run_dir: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    precision: str = "auto"
+    cache_features: str = "auto"
+    checkpoint_every: int | None = None
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        _check_at_least(self, epochs=1, batch_size=1, checkpoint_every=1)
+        _check_choice("precision", self.precision, PRECISIONS)
+        _check_choice("cache_features", self.cache_features, CACHE_FEATURES)
+        if not self.learning_rate > 0:
+            raise ConfigError(f"learning_rate must be above 0; got {self.learning_rate}.")
+        if self.cache_features == "on" and self.model.fine_tune != "none":
+            raise ConfigError(
+                f"cache_features=on needs a frozen backbone; got fine_tune={self.model.fine_tune}."
+            )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain JSON values, nested as its dataclasses are."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(cls: type[_Config], values: dict[str, Any]) -> _Config:
+    """The inverse of `to_dict`.
+
+    Raises:
+      ConfigError: `values` has a key that `cls` lacks, as when a newer version wrote it.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise ConfigError(f"{cls.__name__} has no {', '.join(unknown)}; another version of vidpipe wrote it.")
+    built: dict[str, Any] = {}
+    for name, value in values.items():
+        field_type = fields[name].type
+        if isinstance(field_type, type) and dataclasses.is_dataclass(field_type):
+            value = from_dict(field_type, value)
+        built[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**built)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Names every setting in which two `to_dict` values differ, as `name: old -> new`."""
+    found = []
+    for key in sorted(set(old) | set(new)):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key}: {before} -> {after}")
+    return found
+
+
+def fingerprint(values: Any) -> str:
+    """The sha256 of a JSON value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {value}.")
+
+
+def _check_at_least(config: Any, **bounds: int) -> None:
+    for name, bound in bounds.items():
+        value = getattr(config, name)
+        if value is not None and value < bound:
+            raise ConfigError(f"{name} must be at least {bound}; got {value}.")

@@ -1,0 +1,415 @@
+"""Videos to shards: a pool of decoding processes, a writer, and a folder that is whole or not there.
+
+Which clip goes into which shard is decided before the first video is read, by the manifest and the settings
+alone. So the same bytes come out for any number of workers, and a conversion that was interrupted goes on
+with the shards that are missing.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+import multiprocessing
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from filelock import FileLock, Timeout
+from pebble import ProcessExpired, ProcessPool
+
+from vidpipe import shards, video
+from vidpipe.config import ClipConfig, ConversionConfig, differences, fingerprint, to_dict
+from vidpipe.manifest import VideoRow, class_names, read_manifest
+from vidpipe.progress import Progress
+from vidpipe.records import SCHEMA_VERSION, encode_clip
+from vidpipe.spec import SPLITS, VidpipeError
+
+ReadEncodedClip = Callable[[str, ClipConfig, str, int], video.EncodedClip]
+
+# What the conversion knows of itself while it runs, and what a repair needs later: the plan and, per
+# finished shard, the outcome of each of its videos.
+_STATE_DIR = ".conversion"
+# Natural frames of 224 pixels; JPEG at quality 95. An estimate decides how many shards there are.
+_BYTES_PER_PIXEL = {"jpeg": 0.4, "png": 2.0, "raw": 3.0}
+# Clips in flight per worker: enough to ride out a slow video, and the bound on the parent's memory.
+_WINDOW_PER_WORKER = 4
+_log = logging.getLogger(__name__)
+
+
+class ConversionError(VidpipeError):
+    """A conversion cannot start, go on or be accepted. Finished shards are kept."""
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What became of every video.
+
+    Attributes:
+      written: clips in the dataset.
+      skipped: (video_id, reason) of every other video.
+      shards_kept: shards that an earlier run had finished.
+      shards_made: shards that this run wrote.
+    """
+
+    written: int
+    skipped: list[tuple[str, str]]
+    shards_kept: int
+    shards_made: int
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """A shard to be: its file name and its videos, in the order of its records."""
+
+    name: str
+    rows: tuple[VideoRow, ...]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """A video's clip, or the reason why there is none."""
+
+    clip: video.EncodedClip | None
+    reason: str = ""
+
+
+def convert(config: ConversionConfig, read: ReadEncodedClip = video.read_encoded_clip) -> ConvertReport:
+    """Converts the manifest's videos into a dataset in `config.output_dir`, or goes on with it.
+
+    Args:
+      config: the conversion.
+      read: what a worker calls for each video; importable by name, since workers are spawned.
+
+    Returns:
+      What became of every video.
+
+    Raises:
+      ConversionError: the folder holds another dataset or is in use, it cannot be written, or more than
+        `config.max_skipped` of the videos had to be skipped.
+      ManifestError: the list of videos is at fault.
+    """
+    rows = read_manifest(config.manifest)
+    _refuse_missing(rows, config)
+    classes = class_names(rows)
+    settings = _settings(config, rows, classes)
+    output_dir = Path(config.output_dir)
+    try:
+        _refuse_other_dataset(output_dir, settings)
+        (output_dir / _STATE_DIR).mkdir(parents=True, exist_ok=True)
+        with FileLock(output_dir / _STATE_DIR / "lock", timeout=0):
+            return _convert_locked(config, rows, classes, settings, read)
+    except Timeout:
+        raise ConversionError(
+            f"Another conversion is writing to {output_dir}. Wait for it, or choose another output_dir."
+        ) from None
+    except (OSError, tf.errors.OpError) as error:
+        raise ConversionError(
+            f"Cannot write to {output_dir}: {_first_line(error)}. Finished shards are kept; "
+            "when there is room and permission, run the same command again."
+        ) from error
+
+
+def plan_shards(rows: Iterable[VideoRow], split: str, num_shards: int) -> list[ShardPlan]:
+    """Deals a split's videos to its shards.
+
+    Videos are ordered by a hash of their name, which mixes the classes in every shard and keeps each
+    video's place when the manifest is reordered, then cut into `num_shards` runs of equal length (+-1).
+    """
+    ordered = sorted(
+        (row for row in rows if row.split == split),
+        key=lambda row: hashlib.sha256(row.video_id.encode()).digest(),
+    )
+    bounds = [index * len(ordered) // num_shards for index in range(num_shards + 1)]
+    return [
+        ShardPlan(shards.shard_name(split, index, num_shards), tuple(ordered[start:stop]))
+        for index, (start, stop) in enumerate(itertools.pairwise(bounds))
+    ]
+
+
+def _convert_locked(
+    config: ConversionConfig,
+    rows: Sequence[VideoRow],
+    classes: list[str],
+    settings: dict[str, Any],
+    read: ReadEncodedClip,
+) -> ConvertReport:
+    output_dir = Path(config.output_dir)
+    shards.write_text(_state(output_dir, "plan"), json.dumps(settings, indent=2) + "\n")
+    plans = {
+        split: plan_shards(rows, split, _num_shards(config, sum(row.split == split for row in rows)))
+        for split in SPLITS
+    }
+    every_plan = [plan for split in SPLITS for plan in plans[split]]
+    to_make = [plan for plan in every_plan if not _is_finished(plan, config)]
+    kept = len(every_plan) - len(to_make)
+    if kept:
+        _log.info("%d of %d shards are finished already.", kept, len(every_plan))
+    if to_make:
+        # From here on, until it is written again, the folder is not a dataset.
+        (output_dir / shards.INFO_NAME).unlink(missing_ok=True)
+        _make_shards(to_make, config, classes, read)
+    return _finish(config, plans, classes, settings, kept)
+
+
+def _make_shards(
+    plans: list[ShardPlan], config: ConversionConfig, classes: list[str], read: ReadEncodedClip
+) -> None:
+    output_dir = Path(config.output_dir)
+    total = sum(len(plan.rows) for plan in plans)
+    # Spawned, not forked: OpenCV is not fork-safe. A worker that crashes or hangs costs its one video.
+    pool = ProcessPool(_num_workers(config), context=multiprocessing.get_context("spawn"))
+    with pool, Progress("Converting", total, "videos") as progress:
+        try:
+            outcomes = _watched(_read_in_order(pool, plans, config, read), progress)
+            for plan in plans:
+                _make_shard(plan, itertools.islice(outcomes, len(plan.rows)), config, classes, output_dir)
+        except BaseException:
+            pool.stop()
+            raise
+
+
+def _make_shard(
+    plan: ShardPlan,
+    outcomes: Iterable[_Outcome],
+    config: ConversionConfig,
+    classes: list[str],
+    output_dir: Path,
+) -> None:
+    """Writes one shard from the outcomes of its videos, in order, and then its state."""
+    videos: list[dict[str, Any]] = []
+
+    def examples() -> Iterator[bytes]:
+        position = 0
+        for row, outcome in zip(plan.rows, outcomes, strict=True):
+            videos.append(_video_row(row, outcome, plan.name, position, config))
+            if outcome.clip is None:
+                _log.warning("Skipped %s: %s", row.video_id, outcome.reason)
+            else:
+                yield _encode(row, outcome.clip, classes, config)
+                position += 1
+
+    info = shards.write_shard(output_dir / plan.name, examples())
+    state = {"shard": dataclasses.asdict(info), "videos": videos}
+    shards.write_text(_state(output_dir, plan.name), json.dumps(state) + "\n")
+
+
+def _watched(outcomes: Iterable[_Outcome], progress: Progress) -> Iterator[_Outcome]:
+    skipped = 0
+    for outcome in outcomes:
+        skipped += outcome.clip is None
+        progress.advance(note=f"{skipped} skipped")
+        yield outcome
+
+
+def _num_workers(config: ConversionConfig) -> int:
+    return config.num_workers or os.cpu_count() or 1
+
+
+def _read_in_order(
+    pool: ProcessPool, plans: list[ShardPlan], config: ConversionConfig, read: ReadEncodedClip
+) -> Iterator[_Outcome]:
+    """Yields the outcome of every planned video, in order, with a bounded number of clips in flight."""
+    window = _WINDOW_PER_WORKER * _num_workers(config)
+    in_flight: deque[Future | None] = deque()
+    for row in itertools.chain.from_iterable(plan.rows for plan in plans):
+        if row.path:
+            path = str(Path(config.manifest.video_dir) / row.path)
+            arguments = [path, config.clip, config.encoding, config.jpeg_quality]
+            in_flight.append(pool.schedule(read, arguments, timeout=config.timeout_sec))
+        else:
+            in_flight.append(None)
+        if len(in_flight) >= window:
+            yield _outcome(in_flight.popleft(), config.timeout_sec)
+    while in_flight:
+        yield _outcome(in_flight.popleft(), config.timeout_sec)
+
+
+def _outcome(future: Future | None, timeout_sec: float) -> _Outcome:
+    if future is None:
+        return _Outcome(None, "not found under video_dir")
+    try:
+        return _Outcome(future.result())
+    except video.VideoReadError as error:
+        return _Outcome(None, error.reason)
+    except FutureTimeoutError:
+        return _Outcome(None, f"timed out after {timeout_sec:g} s")
+    except ProcessExpired as error:
+        return _Outcome(None, f"crashed the decoder (exit code {error.exitcode})")
+    except OSError as error:
+        return _Outcome(None, f"cannot be read: {error.strerror}")
+    except MemoryError:
+        return _Outcome(None, "larger than the memory")
+
+
+def _encode(row: VideoRow, clip: video.EncodedClip, classes: list[str], config: ConversionConfig) -> bytes:
+    return encode_clip(
+        clip.encoded_frames,
+        clip.frame_indices,
+        classes.index(row.label_name),
+        row.label_name,
+        row.video_id,
+        config.encoding,
+        config.clip.image_size,
+    )
+
+
+def _video_row(
+    row: VideoRow, outcome: _Outcome, shard: str, position: int, config: ConversionConfig
+) -> dict[str, Any]:
+    """The video's row of videos.csv, and the state of its file, by which a later run sees a change."""
+    common = {
+        "video_id": row.video_id, "split": row.split, "label": row.label_name, "group": row.group,
+        "source": _source_state(row, config),
+    }  # fmt: skip
+    if outcome.clip is None:
+        return common | {"status": "skipped", "reason": outcome.reason}
+    return (
+        common
+        | {"status": "ok", "shard": shard, "position": position}
+        | {"frames_kept": len(outcome.clip.encoded_frames)}
+        | dataclasses.asdict(outcome.clip.info)
+    )
+
+
+def _source_state(row: VideoRow, config: ConversionConfig) -> list[int] | None:
+    try:
+        stat = (Path(config.manifest.video_dir) / row.path).stat() if row.path else None
+    except OSError:
+        stat = None
+    return [stat.st_size, stat.st_mtime_ns] if stat else None
+
+
+def _is_finished(plan: ShardPlan, config: ConversionConfig) -> bool:
+    """Whether an earlier run made this shard, it is undamaged, and its sources are what they were."""
+    output_dir = Path(config.output_dir)
+    try:
+        state = json.loads(_state(output_dir, plan.name).read_text(encoding="utf-8"))
+        for row, outcome in zip(plan.rows, state["videos"], strict=True):
+            if outcome["video_id"] != row.video_id or outcome["source"] != _source_state(row, config):
+                return False
+            # A busy machine or a failing disk may have been the cause: these are tried again.
+            if outcome.get("reason", "").startswith(("timed out", "crashed")):
+                return False
+        info = shards.ShardInfo(**state["shard"])
+        path = output_dir / plan.name
+        return path.stat().st_size == info.bytes and shards.sha256_of(path) == info.sha256
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _finish(
+    config: ConversionConfig,
+    plans: dict[str, list[ShardPlan]],
+    classes: list[str],
+    settings: dict[str, Any],
+    shards_kept: int,
+) -> ConvertReport:
+    """Writes videos.csv from the shards' states, judges the skips, and commits the dataset."""
+    output_dir = Path(config.output_dir)
+    written, skipped = 0, []
+    splits: dict[str, tuple[shards.ShardInfo, ...]] = {}
+    table = output_dir / shards.VIDEOS_NAME
+    with shards.committed_csv(table, shards.VIDEO_COLUMNS) as writer:
+        for split in SPLITS:
+            infos = []
+            for plan in plans[split]:
+                state = json.loads(_state(output_dir, plan.name).read_text(encoding="utf-8"))
+                infos.append(shards.ShardInfo(**state["shard"]))
+                written += infos[-1].clips
+                for row in state["videos"]:
+                    writer.writerow(row)
+                    if row["status"] != "ok":
+                        skipped.append((row["video_id"], row["reason"]))
+            splits[split] = tuple(infos)
+    total = written + len(skipped)
+    if len(skipped) > config.max_skipped * total or written == 0:
+        reasons = "; ".join(
+            f"{count} x {reason}" for reason, count in Counter(reason for _, reason in skipped).most_common(3)
+        )
+        raise ConversionError(
+            f"{len(skipped)} of {total} videos were skipped ({reasons}); max_skipped={config.max_skipped:g} "
+            f"allows {int(config.max_skipped * total)}. They are listed in {table}. Mend them, or allow more, "
+            "and run the same command again: the rest is kept."
+        )
+    info = shards.DatasetInfo(
+        schema_version=SCHEMA_VERSION,
+        classes=tuple(classes),
+        clip=config.clip,
+        encoding=config.encoding,
+        splits=splits,
+        fingerprint=fingerprint(settings),
+        settings=settings,
+        videos_sha256=shards.sha256_of(table),
+    )
+    shards.write_info(output_dir, info)
+    made = sum(map(len, plans.values())) - shards_kept
+    return ConvertReport(written, skipped, shards_kept, made)
+
+
+def _settings(config: ConversionConfig, rows: Sequence[VideoRow], classes: list[str]) -> dict[str, Any]:
+    """Everything that decides the bytes of the dataset, and nothing else: no path, no worker count."""
+    listed = [[row.video_id, row.label_name, row.split, row.group] for row in rows]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "clip": to_dict(config.clip),
+        "encoding": config.encoding,
+        "jpeg_quality": config.jpeg_quality if config.encoding == "jpeg" else None,
+        "shard_size_mb": config.shard_size_mb,
+        "classes": classes,
+        "videos": dict(sorted(Counter(row.split for row in rows).items())),
+        "val_fraction": config.manifest.val_fraction,
+        "seed": config.manifest.seed,
+        "manifest_sha256": fingerprint(sorted(listed))[:16],
+    }
+
+
+def _num_shards(config: ConversionConfig, num_videos: int) -> int:
+    if num_videos == 0:
+        return 0
+    pixels = num_videos * config.clip.num_frames * config.clip.image_size**2
+    size = pixels * _BYTES_PER_PIXEL[config.encoding]
+    return min(num_videos, max(1, round(size / (config.shard_size_mb * 2**20))))
+
+
+def _refuse_missing(rows: Sequence[VideoRow], config: ConversionConfig) -> None:
+    missing = [row.video_id for row in rows if not row.path]
+    if len(missing) > config.max_skipped * len(rows):
+        raise ConversionError(
+            f"{len(missing)} of {len(rows)} listed videos are not under {config.manifest.video_dir}, as "
+            f"{missing[0]}. Correct video_dir, choose classes, or raise max_skipped={config.max_skipped:g}."
+        )
+
+
+def _refuse_other_dataset(output_dir: Path, settings: dict[str, Any]) -> None:
+    if not output_dir.exists():
+        return
+    try:
+        earlier = json.loads(_state(output_dir, "plan").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        found = sorted(path.name for path in output_dir.iterdir() if path.suffix == ".tfrecord")
+        if found:
+            raise ConversionError(
+                f"{output_dir} holds {found[0]}, which this tool did not begin. Choose another output_dir."
+            ) from None
+        return
+    changed = differences(earlier, settings)
+    if changed:
+        raise ConversionError(
+            f"{output_dir} holds a dataset with other settings ({'; '.join(changed)}). "
+            "Choose another output_dir, or delete that one."
+        )
+
+
+def _state(output_dir: Path, name: str) -> Path:
+    return output_dir / _STATE_DIR / f"{name}.json"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

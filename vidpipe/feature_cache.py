@@ -1,0 +1,137 @@
+"""A frozen backbone's features, computed once per clip and read from disk in every epoch and run after that.
+
+The cache lies beside the shards, in a folder named by digests of all that decides its numbers: the
+dataset, the backbone's weights and the precision. The order of an epoch is that of `train_dataset`.
+"""
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from vidpipe.config import fingerprint
+from vidpipe.input_pipeline import eval_dataset, fill_batch, in_epoch_order
+from vidpipe.progress import Progress
+from vidpipe.shards import DatasetInfo
+
+_FOLDER = "features"
+_PREFETCHED_BATCHES = 2
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """The features of a split, in the order of its records.
+
+    Attributes:
+      features: float32 [N, T, D], zero where the mask is False; mapped from disk.
+      mask: bool [N, T].
+      label: int32 [N].
+    """
+
+    features: np.ndarray
+    mask: np.ndarray
+    label: np.ndarray
+
+
+def cached_features(
+    encoder: keras.Model, data_dir: str, info: DatasetInfo, split: str, batch_size: int
+) -> FeatureTable:
+    """Reads a split's features, after computing them if nobody has yet.
+
+    Args:
+      encoder: {"frames", "mask"} -> features [B, T, D], `FusedModel.encoder`; frozen.
+      data_dir: a committed dataset, writable while features are missing.
+      info: its dataset_info.
+      split: which clips.
+      batch_size: clips per call of the encoder.
+    """
+    folder = Path(data_dir) / _FOLDER / f"{split}-{_key(encoder, info)}"
+    if not folder.is_dir():
+        _compute(encoder, data_dir, info, split, batch_size, folder)
+    else:
+        _log.info("Features of %s: read from %s.", split, folder)
+    return FeatureTable(
+        features=np.load(folder / "features.npy", mmap_mode="r"),
+        mask=np.load(folder / "mask.npy"),
+        label=np.load(folder / "label.npy"),
+    )
+
+
+def train_feature_dataset(
+    table: FeatureTable, info: DatasetInfo, batch_size: int, seed: int, epoch: int, skip_batches: int = 0
+) -> tf.data.Dataset:
+    """One epoch of cached features, clip for clip the epoch of `train_dataset`.
+
+    Returns:
+      A finite dataset of ({"features": float32 [B, T, D], "mask": bool [B, T]}, label int32 [B], weight
+      float32 [B]), the last batch filled up.
+    """
+    bounds = tf.constant(np.cumsum([0] + [shard.clips for shard in info.splits["train"]]), tf.int64)
+    places = in_epoch_order(
+        lambda shard: tf.data.Dataset.range(bounds[shard], bounds[shard + 1]),
+        info, "train", seed, epoch, skip_batches * batch_size,
+    )  # fmt: skip
+    return _batches(places, table, batch_size)
+
+
+def eval_feature_dataset(table: FeatureTable, batch_size: int) -> tf.data.Dataset:
+    """Cached features in the order of the records; batches as `train_feature_dataset` gives them."""
+    return _batches(tf.data.Dataset.range(len(table.label)), table, batch_size)
+
+
+def _batches(places: tf.data.Dataset, table: FeatureTable, batch_size: int) -> tf.data.Dataset:
+    _, num_frames, depth = table.features.shape
+
+    def take(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return table.features[chosen], table.mask[chosen], table.label[chosen]
+
+    def look_up(chosen: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
+        features, mask, label = tf.numpy_function(take, [chosen], (tf.float32, tf.bool, tf.int32))
+        features = tf.ensure_shape(features, [None, num_frames, depth])
+        mask, label = tf.ensure_shape(mask, [None, num_frames]), tf.ensure_shape(label, [None])
+        return {"features": features, "mask": mask}, label, tf.ones_like(label, tf.float32)
+
+    batches = places.batch(batch_size).map(look_up).map(fill_batch(batch_size))
+    return batches.prefetch(_PREFETCHED_BATCHES)
+
+
+def _compute(
+    encoder: keras.Model, data_dir: str, info: DatasetInfo, split: str, batch_size: int, folder: Path
+) -> None:
+    num_clips = info.num_clips(split)
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    _, num_frames, depth = encoder.output_shape
+    features = np.lib.format.open_memmap(
+        temporary / "features.npy", mode="w+", dtype=np.float32, shape=(num_clips, num_frames, depth)
+    )
+    masks, labels = [], []
+    encode: Callable = tf.function(lambda inputs: tf.cast(encoder(inputs, training=False), tf.float32))
+    with Progress(f"Features of {split}", num_clips, "clips") as progress:
+        for inputs, label, weight in eval_dataset(data_dir, info, batch_size, split):
+            real = weight.numpy() > 0
+            start = sum(map(len, labels))
+            features[start : start + real.sum()] = encode(inputs).numpy()[real]
+            masks.append(inputs["mask"].numpy()[real])
+            labels.append(label.numpy()[real])
+            progress.advance(int(real.sum()))
+    features.flush()
+    np.save(temporary / "mask.npy", np.concatenate(masks))
+    np.save(temporary / "label.npy", np.concatenate(labels))
+    temporary.replace(folder)
+
+
+def _key(encoder: keras.Model, info: DatasetInfo) -> str:
+    weights = hashlib.sha256()
+    for variable in encoder.variables:
+        weights.update(np.ascontiguousarray(variable.numpy()).tobytes())
+    precision = encoder.get_layer("backbone").dtype_policy.name
+    return fingerprint([info.fingerprint, weights.hexdigest(), precision])[:16]

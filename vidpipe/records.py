@@ -1,0 +1,132 @@
+"""A clip as a tf.train.SequenceExample, both directions in one file.
+
+The keys follow DMVR and the TensorFlow Model Garden, so their readers take these records: one encoded frame
+per step under `image/encoded`, the label and the file name in the context. What only vidpipe reads is under
+`vidpipe/`.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from vidpipe.spec import ClipSpec
+
+SCHEMA_VERSION = 1
+
+_FRAMES = "image/encoded"
+_LABEL = "clip/label/index"
+_LABEL_NAME = "clip/label/text"
+_FILE_NAME = "video/filename"
+_HEIGHT, _WIDTH = "image/height", "image/width"
+_FORMAT = "image/format"
+_FRAME_INDICES = "vidpipe/frame_index"
+_SCHEMA_VERSION = "vidpipe/schema_version"
+
+
+def encode_clip(
+    encoded_frames: Sequence[bytes],
+    frame_indices: np.ndarray,
+    label: int,
+    label_name: str,
+    video_id: str,
+    encoding: str,
+    image_size: int,
+) -> bytes:
+    """Serializes one clip.
+
+    Args:
+      encoded_frames: n frames as `video.encode_frame` gives them; real ones only, no padding.
+      frame_indices: int64 [n], each frame's place in its video.
+      label: index in the dataset's class list.
+      label_name: the class at that index.
+      video_id: the video's name in the manifest.
+      encoding: `jpeg`, `png` or `raw`.
+      image_size: height and width of the frames, pixels.
+
+    Returns:
+      A serialized tf.train.SequenceExample; the same input gives the same bytes.
+    """
+    context = {
+        _LABEL: _int64([label]),
+        _LABEL_NAME: _bytes([label_name.encode()]),
+        _FILE_NAME: _bytes([video_id.encode()]),
+        _HEIGHT: _int64([image_size]),
+        _WIDTH: _int64([image_size]),
+        _FORMAT: _bytes([encoding.encode()]),
+        _SCHEMA_VERSION: _int64([SCHEMA_VERSION]),
+    }
+    steps = {
+        _FRAMES: tf.train.FeatureList(feature=[_bytes([frame]) for frame in encoded_frames]),
+        _FRAME_INDICES: tf.train.FeatureList(feature=[_int64([index]) for index in frame_indices.tolist()]),
+    }
+    example = tf.train.SequenceExample(
+        context=tf.train.Features(feature=context),
+        feature_lists=tf.train.FeatureLists(feature_list=steps),
+    )
+    return example.SerializeToString(deterministic=True)
+
+
+def parse_clip(example: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Parses a serialized clip and leaves its frames encoded.
+
+    Args:
+      example: string [], as `encode_clip` gives it.
+
+    Returns:
+      `encoded_frames` string [n], `frame_indices` int64 [n], `label` int32 [], `label_name` and `video_id`
+      string [].
+    """
+    context, steps = tf.io.parse_single_sequence_example(
+        example,
+        context_features={
+            _LABEL: tf.io.FixedLenFeature([], tf.int64),
+            _LABEL_NAME: tf.io.FixedLenFeature([], tf.string),
+            _FILE_NAME: tf.io.FixedLenFeature([], tf.string),
+        },
+        sequence_features={
+            _FRAMES: tf.io.FixedLenSequenceFeature([], tf.string),
+            _FRAME_INDICES: tf.io.FixedLenSequenceFeature([], tf.int64),
+        },
+    )
+    return {
+        "encoded_frames": steps[_FRAMES],
+        "frame_indices": steps[_FRAME_INDICES],
+        "label": tf.cast(context[_LABEL], tf.int32),
+        "label_name": context[_LABEL_NAME],
+        "video_id": context[_FILE_NAME],
+    }
+
+
+def decode_frames(encoded_frames: tf.Tensor, encoding: str, spec: ClipSpec) -> tf.Tensor:
+    """Decodes the frames of one clip.
+
+    Args:
+      encoded_frames: string [n], n >= 1.
+      encoding: what `encode_clip` was given.
+      spec: the frames' height and width; a frame of another size is an error.
+
+    Returns:
+      uint8 [n, height, width, 3], RGB, 0..255; for JPEG what OpenCV decodes, bit for bit.
+    """
+    shape = [spec.height, spec.width, 3]
+    if encoding == "raw":
+        return tf.reshape(tf.io.decode_raw(encoded_frames, tf.uint8), [-1, *shape])
+
+    def decode(frame: tf.Tensor) -> tf.Tensor:
+        if encoding == "jpeg":
+            # INTEGER_ACCURATE equals OpenCV's decoder; TensorFlow's default differs by some levels.
+            image = tf.io.decode_jpeg(frame, channels=3, dct_method="INTEGER_ACCURATE")
+        else:
+            image = tf.io.decode_png(frame, channels=3)
+        return tf.ensure_shape(image, shape)
+
+    return tf.map_fn(decode, encoded_frames, fn_output_signature=tf.TensorSpec(shape, tf.uint8))
+
+
+def _bytes(values: Sequence[bytes]) -> tf.train.Feature:
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+
+
+def _int64(values: Sequence[int]) -> tf.train.Feature:
+    return tf.train.Feature(int64_list=tf.train.Int64List(value=values))

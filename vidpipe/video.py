@@ -1,0 +1,231 @@
+"""Video files to RGB frames and back: the only importer of OpenCV. Colours are RGB from here on.
+
+Frames are decoded in order, `grab()` for each and `retrieve()` only for the wanted ones: OpenCV's seeking is
+not frame-accurate, and its frame count comes from the file's header and can be wrong.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+# FFmpeg and OpenCV describe a damaged file on stderr, once per frame; our callers name the file and the
+# reason instead. Read by OpenCV when it is first imported.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+
+import cv2
+import numpy as np
+
+from vidpipe.config import ClipConfig
+from vidpipe.sampling import depends_on_length, sample_indices
+from vidpipe.spec import VidpipeError
+
+# Containers without an index (MPEG program streams, WebM) give an estimate of their frame count, usually
+# a few frames off. A file that gives less than this share of its claim was cut or damaged.
+MIN_READABLE_SHARE = 0.9
+# 16384 x 16384: beyond any camera, and a frame of it is 800 MB.
+MAX_FRAME_PIXELS = 2**28
+
+
+class VideoReadError(VidpipeError):
+    """A video cannot give its clip; `reason` says why in a few words, without the path."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return VideoReadError, (self.path, self.reason)
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What reading a video showed.
+
+    Attributes:
+      frames_claimed: the header's frame count; 0 or less where it has none.
+      frames_decoded: frames read; the video's true length where `read_to_end`.
+      read_to_end: False where the wanted frames were complete before the end.
+      fps: frames per second by the header; 0 where it has none.
+      height, width: of a decoded frame, rotated as the file asks, pixels.
+    """
+
+    frames_claimed: int
+    frames_decoded: int
+    read_to_end: bool
+    fps: float
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class VideoClip:
+    """The sampled frames of a video.
+
+    Attributes:
+      frames: uint8 [n, image_size, image_size, 3], RGB, 0..255, n <= num_frames.
+      frame_indices: int64 [n], each frame's place in the video, ascending.
+      info: what reading the video showed.
+    """
+
+    frames: np.ndarray
+    frame_indices: np.ndarray
+    info: VideoInfo
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """A clip with each frame as bytes, small enough to cross a process border."""
+
+    encoded_frames: list[bytes]
+    frame_indices: np.ndarray
+    info: VideoInfo
+
+
+def read_clip(path: str, clip: ClipConfig) -> VideoClip:
+    """Decodes the frames that `clip` asks for, cropped to the centre square and resized.
+
+    One pass: the indices come from the header's frame count, and only where that turns out wrong is the
+    video read again with indices from the true count.
+
+    Args:
+      path: a video file that OpenCV's FFmpeg can open.
+      clip: which frames, and their size.
+
+    Returns:
+      The clip; at least one frame.
+
+    Raises:
+      VideoReadError: the file does not open, has no frame, ends early, or a wanted frame is unreadable.
+    """
+    needs_length = depends_on_length(clip.sampling, clip.frame_stride)
+    with _open(path) as capture:
+        claimed = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        fps = float(capture.get(cv2.CAP_PROP_FPS))
+        length = claimed
+        if length < 1:
+            # An unknown length: any number does where it only cuts off, else count first.
+            length = _count_frames(path) if needs_length else clip.num_frames * (clip.frame_stride or 1)
+        wanted = sample_indices(clip.sampling, length, clip.num_frames, clip.frame_stride)
+        frames, decoded, at_end, shape = _decode(capture, path, wanted, clip.image_size, needs_length)
+    if decoded == 0:
+        raise VideoReadError(path, "opens but has no frame")
+    needed = claimed if needs_length else min(claimed, int(wanted[-1]) + 1)
+    if decoded < MIN_READABLE_SHARE * needed:
+        raise VideoReadError(path, f"ended after {decoded} of {needed} frames")
+    if needs_length and decoded != length:
+        wanted = sample_indices(clip.sampling, decoded, clip.num_frames, clip.frame_stride)
+        with _open(path) as capture:
+            frames, _, _, _ = _decode(capture, path, wanted, clip.image_size, read_on=False)
+        if len(frames) < len(wanted):
+            raise VideoReadError(path, "gives another number of frames each time it is read")
+    info = VideoInfo(claimed, decoded, at_end, fps, *shape)
+    return VideoClip(np.stack(frames), wanted[: len(frames)], info)
+
+
+def read_encoded_clip(path: str, clip: ClipConfig, encoding: str, jpeg_quality: int) -> EncodedClip:
+    """`read_clip`, then `encode_frame` for each frame: what a decoding worker does."""
+    decoded = read_clip(path, clip)
+    encoded = [encode_frame(frame, encoding, jpeg_quality) for frame in decoded.frames]
+    return EncodedClip(encoded, decoded.frame_indices, decoded.info)
+
+
+def encode_frame(frame: np.ndarray, encoding: str, jpeg_quality: int = 95) -> bytes:
+    """Encodes one frame.
+
+    Args:
+      frame: uint8 [H, W, 3], RGB.
+      encoding: `jpeg`, `png`, or `raw` for the bytes as they lie, row by row.
+      jpeg_quality: 1 to 100.
+    """
+    if encoding == "raw":
+        return frame.tobytes()
+    suffix, flags = (".jpg", [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]) if encoding == "jpeg" else (".png", [])
+    return cv2.imencode(suffix, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), flags)[1].tobytes()
+
+
+def write_video(path: str, frames: Iterable[np.ndarray], fps: float = 25, fourcc: str = "XVID") -> None:
+    """Writes uint8 [H, W, 3] RGB frames of one size; the ending of `path` chooses the container.
+
+    Raises:
+      VideoReadError: OpenCV has no encoder `fourcc` for this container.
+    """
+    writer = None
+    for frame in frames:
+        if writer is None:
+            height, width = frame.shape[:2]
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            code = cv2.VideoWriter.fourcc(*fourcc)
+            writer = cv2.VideoWriter(path, cv2.CAP_FFMPEG, code, fps, (width, height))
+            if not writer.isOpened():
+                raise VideoReadError(path, f"cannot be written: no encoder {fourcc} for it")
+        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    if writer is not None:
+        writer.release()
+
+
+@contextmanager
+def _open(path: str) -> Iterator[cv2.VideoCapture]:
+    if not Path(path).is_file():
+        raise VideoReadError(path, "no such file")
+    # FFmpeg by name: left to choose, OpenCV would also take `img_01.png` for the start of an image sequence.
+    # One thread: in bulk a process per core beats threads within a video.
+    capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    try:
+        if not capture.isOpened():
+            raise VideoReadError(path, "does not open as a video")
+        pixels = capture.get(cv2.CAP_PROP_FRAME_HEIGHT) * capture.get(cv2.CAP_PROP_FRAME_WIDTH)
+        if pixels > MAX_FRAME_PIXELS:
+            raise VideoReadError(path, f"larger than the limit: {pixels:.0f} pixels in a frame")
+        yield capture
+    except cv2.error as error:
+        raise VideoReadError(path, f"OpenCV failed: {error.err}") from error
+    finally:
+        capture.release()
+
+
+def _count_frames(path: str) -> int:
+    with _open(path) as capture:
+        count = 0
+        while capture.grab():
+            count += 1
+    if count == 0:
+        raise VideoReadError(path, "opens but has no frame")
+    return count
+
+
+def _decode(
+    capture: cv2.VideoCapture, path: str, wanted: np.ndarray, image_size: int, read_on: bool
+) -> tuple[list[np.ndarray], int, bool, tuple[int, int]]:
+    """Gives the wanted frames that are there, how many were read, whether to the end, and (height, width)."""
+    frames: list[np.ndarray] = []
+    position, shape = 0, (0, 0)
+    while read_on or len(frames) < len(wanted):
+        if not capture.grab():
+            return frames, position, True, shape
+        if len(frames) < len(wanted) and position == wanted[len(frames)]:
+            readable, frame = capture.retrieve()
+            if not readable:
+                raise VideoReadError(
+                    path, f"1 of {len(wanted)} frames unreadable: frame {position} of the video"
+                )
+            shape = frame.shape[:2]
+            frames.append(_square(frame, image_size))
+        position += 1
+    return frames, position, False, shape
+
+
+def _square(frame: np.ndarray, image_size: int) -> np.ndarray:
+    """The centre square, resized, BGR -> RGB."""
+    height, width = frame.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = frame[top : top + side, left : left + side]
+    if side != image_size:
+        # Averaging when shrinking: linear interpolation drops pixels from half size down and aliases.
+        interpolation = cv2.INTER_AREA if side > image_size else cv2.INTER_LINEAR
+        square = cv2.resize(square, (image_size, image_size), interpolation=interpolation)
+    return cv2.cvtColor(square, cv2.COLOR_BGR2RGB)
