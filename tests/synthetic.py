@@ -1,10 +1,15 @@
 """Test data that carries its own answer: frame i of a video has brightness 20 + 10 * i."""
 
+import os
+import signal
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 
 from vidpipe import video
+from vidpipe.config import ClipConfig
 
 
 def brightness_frames(num_frames: int, height: int = 48, width: int = 64) -> np.ndarray:
@@ -30,3 +35,16 @@ def write_class_folders(folder: Path, videos: dict[str, list[int]]) -> None:
     for class_name, lengths in videos.items():
         for number, num_frames in enumerate(lengths):
             write_brightness_video(folder / class_name / f"video_{number:02d}.avi", num_frames)
+
+
+def faulty_read(path: str, clip: ClipConfig, encoding: str, quality: int) -> video.EncodedClip:
+    """Runs in a worker: one video kills it, one never returns, one is reported with the worker's modules."""
+    name = "/".join(Path(path).parts[-2:])
+    if name == "long/video_00.avi":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if name == "long/video_01.avi":
+        time.sleep(1000)
+    if name == "long/video_02.avi":
+        loaded = [module for module in ("tensorflow", "keras") if module in sys.modules]
+        raise video.VideoReadError(path, f"worker has {loaded}")
+    return video.read_encoded_clip(path, clip, encoding, quality)

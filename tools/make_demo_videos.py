@@ -22,7 +22,7 @@ CLASSES = ("BlueToRed", "Brightening", "Darkening", "Growing", "RedToBlue", "Shr
 _PARTNERS = {"Darkening": "Brightening", "Shrinking": "Growing", "BlueToRed": "RedToBlue"}
 _TEST_GROUPS = (1, 2)
 _GROUPS = range(1, 9)
-_CLIPS_PER_GROUP = 4
+_CLIPS_PER_GROUP = 6
 _HEIGHT, _WIDTH = 72, 96
 
 
@@ -39,13 +39,13 @@ def make_frames(class_name: str, texture: np.ndarray, random: np.random.Generato
     rows, columns = np.mgrid[:_HEIGHT, :_WIDTH]
     centre = random.uniform([26, 36], [46, 60])
     distance = np.hypot(rows - centre[0], columns - centre[1])
-    colour = random.uniform(40, 220, 3)
+    colour = random.uniform(0, 40, 3) if random.random() < 0.5 else random.uniform(215, 255, 3)
     slow, fast = sorted(random.uniform(0.6, 1.0, 2))
     frames = []
     for moment in np.linspace(1 - fast, slow, num_frames):
         radius, tint, light = 18.0, colour, 1.0
         if kind == "Growing":
-            radius = 4 + 26 * moment
+            radius = 3 + 30 * moment
         elif kind == "Brightening":
             light = 0.35 + 0.9 * moment
         else:
@@ -58,12 +58,12 @@ def make_frames(class_name: str, texture: np.ndarray, random: np.random.Generato
 
 
 def make_texture(random: np.random.Generator) -> np.ndarray:
-    """A soft random background: float [72, 96, 3], about 30 to 220."""
-    blocks = random.uniform(30, 220, (_HEIGHT // 12, _WIDTH // 12, 3))
-    blurred = np.kron(blocks, np.ones((12, 12, 1)))
+    """A soft random background: float [72, 96, 3], about 60 to 190."""
+    blocks = random.uniform(60, 190, (_HEIGHT // 12, _WIDTH // 12, 3))
+    texture: np.ndarray = np.kron(blocks, np.ones((12, 12, 1)))
     for axis in (0, 1):
-        blurred = sum(np.roll(blurred, shift, axis) for shift in range(-5, 6)) / 11
-    return blurred
+        texture = np.mean([np.roll(texture, shift, axis) for shift in range(-5, 6)], axis=0)
+    return texture
 
 
 def main(arguments: list[str]) -> None:

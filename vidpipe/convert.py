@@ -126,7 +126,7 @@ def plan_shards(rows: Iterable[VideoRow], split: str, num_shards: int) -> list[S
         (row for row in rows if row.split == split),
         key=lambda row: hashlib.sha256(row.video_id.encode()).digest(),
     )
-    bounds = [index * len(ordered) // num_shards for index in range(num_shards + 1)]
+    bounds = [index * len(ordered) // max(1, num_shards) for index in range(num_shards + 1)]
     return [
         ShardPlan(shards.shard_name(split, index, num_shards), tuple(ordered[start:stop]))
         for index, (start, stop) in enumerate(itertools.pairwise(bounds))
@@ -335,8 +335,8 @@ def _finish(
         )
         raise ConversionError(
             f"{len(skipped)} of {total} videos were skipped ({reasons}); max_skipped={config.max_skipped:g} "
-            f"allows {int(config.max_skipped * total)}. They are listed in {table}. Mend them, or allow more, "
-            "and run the same command again: the rest is kept."
+            f"allows {int(config.max_skipped * total)}. They are listed in {table}. Mend them, or allow "
+            "more, and run the same command again: the rest is kept."
         )
     info = shards.DatasetInfo(
         schema_version=SCHEMA_VERSION,

@@ -113,16 +113,19 @@ def _compute(
     features = np.lib.format.open_memmap(
         temporary / "features.npy", mode="w+", dtype=np.float32, shape=(num_clips, num_frames, depth)
     )
-    masks, labels = [], []
+    masks: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    start = 0
     encode: Callable = tf.function(lambda inputs: tf.cast(encoder(inputs, training=False), tf.float32))
     with Progress(f"Features of {split}", num_clips, "clips") as progress:
         for inputs, label, weight in eval_dataset(data_dir, info, batch_size, split):
             real = weight.numpy() > 0
-            start = sum(map(len, labels))
-            features[start : start + real.sum()] = encode(inputs).numpy()[real]
+            stop = start + int(real.sum())
+            features[start:stop] = encode(inputs).numpy()[real]
             masks.append(inputs["mask"].numpy()[real])
             labels.append(label.numpy()[real])
-            progress.advance(int(real.sum()))
+            progress.advance(stop - start)
+            start = stop
     features.flush()
     np.save(temporary / "mask.npy", np.concatenate(masks))
     np.save(temporary / "label.npy", np.concatenate(labels))

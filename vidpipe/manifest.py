@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import os
 import re
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -155,9 +156,9 @@ def _validation_fold(labels: np.ndarray, groups: np.ndarray, val_fraction: float
         splitter = (StratifiedKFold if ungrouped else StratifiedGroupKFold)(
             count, shuffle=True, random_state=seed
         )
-        for _, fold in splitter.split(labels, labels, None if ungrouped else groups):
-            if distance(fold) < distance(best):
-                best = fold
+        with warnings.catch_warnings(action="ignore"):  # of small classes, which our caller names
+            folds = list(splitter.split(labels, labels, None if ungrouped else groups))
+        best = min([best, *(fold for _, fold in folds)], key=distance)
     return best
 
 

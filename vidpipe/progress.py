@@ -16,11 +16,13 @@ class Progress:
     """Counts `total` things on stderr; use as a context manager.
 
     On a terminal it is a tqdm bar (rate and time left with it), and log lines appear above the bar.
-    Elsewhere it logs the same facts every 30 seconds and at the end.
+    Elsewhere it logs the same facts every 30 seconds. Both end with one line, unless `closing_line` is False
+    because the caller has a better one.
     """
 
-    def __init__(self, description: str, total: int, unit: str) -> None:
+    def __init__(self, description: str, total: int, unit: str, closing_line: bool = True) -> None:
         self._description, self._total, self._unit = description, total, unit
+        self._closing_line = closing_line
         self._on_terminal = sys.stderr.isatty()
         self._bar = tqdm(desc=description, total=total, unit=unit, disable=not self._on_terminal, leave=False)
         self._redirect = logging_redirect_tqdm()
@@ -42,7 +44,7 @@ class Progress:
         self._bar.close()
         if self._on_terminal:
             self._redirect.__exit__(exc_type, exc_value, traceback)
-        if exc_type is None:
+        if exc_type is None and self._closing_line:
             self._write()
 
     def advance(self, count: int = 1, note: str = "") -> None:

@@ -207,7 +207,7 @@ class _Loop:
         num_clips = self._info.num_clips("train")
         steps = math.ceil(num_clips / config.batch_size)
         batches = iter(self._batches.train(state.epoch, state.step_in_epoch))
-        with Progress(f"Epoch {state.epoch + 1}/{config.epochs}", num_clips, "clips") as progress:
+        with Progress(f"Epoch {state.epoch + 1}/{config.epochs}", num_clips, "clips", False) as progress:
             progress.advance(min(state.step_in_epoch * config.batch_size, num_clips))
             while state.step_in_epoch < steps:
                 wait_start = time.perf_counter()
@@ -232,15 +232,16 @@ class _Loop:
             )
         seconds = time.perf_counter() - start
         val_loss, val_accuracy = self._evaluate()
-        row = dict(
-            epoch=state.epoch + 1, loss=loss, accuracy=accuracy, val_loss=val_loss, val_accuracy=val_accuracy,
-            learning_rate=config.learning_rate, seconds=seconds, data_wait=waited / seconds,
-        )  # fmt: skip
+        row = {
+            "epoch": state.epoch + 1, "loss": loss, "accuracy": accuracy,
+            "val_loss": val_loss, "val_accuracy": val_accuracy,
+            "learning_rate": config.learning_rate, "seconds": seconds, "data_wait": waited / seconds,
+        }  # fmt: skip
         validation = "" if val_loss is None else f", val loss {val_loss:.4f}, accuracy {val_accuracy:.3f}"
         _log.info(
             "Epoch %d/%d: loss %.4f, accuracy %.3f%s; %.1f clips/s, %.0f %% of the time waiting for data.",
             state.epoch + 1, config.epochs, loss, accuracy, validation,
-            num_clips / seconds, 100 * row["data_wait"],
+            num_clips / seconds, 100 * waited / seconds,
         )  # fmt: skip
         return row
 

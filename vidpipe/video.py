@@ -174,6 +174,9 @@ def _open(path: str) -> Iterator[cv2.VideoCapture]:
     # FFmpeg by name: left to choose, OpenCV would also take `img_01.png` for the start of an image sequence.
     # One thread: in bulk a process per core beats threads within a video.
     capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    capture.set(
+        cv2.CAP_PROP_ORIENTATION_AUTO, 1
+    )  # off unless asked for: phones' videos would lie on their side
     try:
         if not capture.isOpened():
             raise VideoReadError(path, "does not open as a video")

@@ -1,0 +1,62 @@
+"""Shared data, made once: TensorFlow takes seconds to load and VGG16 to build."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from synthetic import write_class_folders
+from vidpipe import convert, shards
+from vidpipe.config import ClipConfig, ConversionConfig, ManifestConfig, ModelConfig, TrainConfig
+
+CLIP = ClipConfig(num_frames=4, image_size=32)
+
+
+@pytest.fixture(scope="session")
+def video_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ and test/ with two classes; lengths from 1 to 16 frames, so some are shorter than T = 4."""
+    folder = tmp_path_factory.mktemp("videos")
+    write_class_folders(folder / "train", {"long": [16, 12, 8, 10, 9], "short": [1, 2, 3, 4, 5]})
+    write_class_folders(folder / "test", {"long": [16, 9, 11], "short": [2, 3, 4]})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def conversion(video_dir: Path) -> Callable[..., ConversionConfig]:
+    """Makes a conversion of `video_dir`: small PNG frames, two workers, val from two folds."""
+
+    def make(output_dir: Path, **changes: object) -> ConversionConfig:
+        manifest = ManifestConfig(video_dir=str(video_dir), val_fraction=0.2)
+        settings: dict = {"clip": CLIP, "encoding": "png", "num_workers": 2, "shard_size_mb": 0.03}
+        return ConversionConfig(output_dir=str(output_dir), manifest=manifest, **(settings | changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory, conversion: Callable[..., ConversionConfig]) -> str:
+    """A committed dataset: 8 train, 2 val, 6 test clips in several shards each."""
+    folder = tmp_path_factory.mktemp("data") / "records"
+    convert.convert(conversion(folder))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def info(data_dir: str) -> shards.DatasetInfo:
+    return shards.read_info(data_dir)
+
+
+@pytest.fixture(scope="session")
+def train_config(data_dir: str) -> Callable[..., TrainConfig]:
+    """Makes a quick run on `data_dir`: random VGG16, 3 epochs of 3 steps."""
+
+    def make(run_dir: Path, fine_tune: str = "none", head: str = "motion", **changes: object) -> TrainConfig:
+        model = ModelConfig(backbone_weights="none", fine_tune=fine_tune, head=head)
+        settings: dict = {"epochs": 3, "batch_size": 3, "model": model}
+        return TrainConfig(data_dir=data_dir, run_dir=str(run_dir), **(settings | changes))
+
+    return make

@@ -1,0 +1,81 @@
+"""Settings survive JSON, and impossible ones are refused by name."""
+
+import pytest
+
+from vidpipe.config import (
+    ClipConfig,
+    ConfigError,
+    ConversionConfig,
+    ManifestConfig,
+    ModelConfig,
+    TrainConfig,
+    differences,
+    fingerprint,
+    from_dict,
+    to_dict,
+)
+from vidpipe.spec import ClipSpec, VidpipeError
+
+
+def test_json_round_trip_of_nested_settings() -> None:
+    config = TrainConfig("data", "run", ModelConfig(fine_tune="block5"), learning_rate=3e-4)
+    assert from_dict(TrainConfig, to_dict(config)) == config
+
+
+def test_json_round_trip_of_tuples() -> None:
+    config = ConversionConfig("out", ManifestConfig("videos", classes=("a", "b")))
+    assert from_dict(ConversionConfig, to_dict(config)) == config
+
+
+def test_a_setting_of_another_version_is_named() -> None:
+    with pytest.raises(ConfigError, match="ClipConfig has no colour"):
+        from_dict(ClipConfig, {"num_frames": 4, "colour": "grey"})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ClipConfig(num_frames=0), "num_frames must be at least 1; got 0"),
+        (lambda: ClipConfig(image_size=0), "image_size must be at least 1; got 0"),
+        (
+            lambda: ClipConfig(sampling="random"),
+            "sampling must be one of uniform, interval, head; got random",
+        ),
+        (lambda: ClipConfig(frame_stride=2), "frame_stride goes with sampling=interval"),
+        (lambda: ManifestConfig("v", fold=4), "folds 1, 2 and 3; got fold=4"),
+        (lambda: ManifestConfig("v", val_fraction=1), r"val_fraction must be in \[0, 1\); got 1"),
+        (lambda: ManifestConfig("v", ucf101_lists="l", train_manifest="t"), "not both"),
+        (lambda: ManifestConfig("v", test_manifest="t"), "needs a train_manifest"),
+        (lambda: ManifestConfig("v", classes=("a",), top_classes=1), "not both"),
+        (lambda: ConversionConfig("o", ManifestConfig("v"), jpeg_quality=0), "jpeg_quality must be from 1"),
+        (lambda: ConversionConfig("o", ManifestConfig("v"), max_skipped=2), "max_skipped is a fraction"),
+        (
+            lambda: ConversionConfig("o", ManifestConfig("v"), shard_size_mb=0),
+            "shard_size_mb must be above 0",
+        ),
+        (lambda: TrainConfig("d", "r", epochs=0), "epochs must be at least 1; got 0"),
+        (lambda: TrainConfig("d", "r", learning_rate=0), "learning_rate must be above 0"),
+        (
+            lambda: TrainConfig("d", "r", ModelConfig(fine_tune="all"), cache_features="on"),
+            "cache_features=on needs a frozen backbone",
+        ),
+    ],
+)
+def test_impossible_settings_are_refused(make: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()  # type: ignore[operator]
+
+
+def test_a_clip_of_no_frames_is_refused() -> None:
+    with pytest.raises(VidpipeError, match="height must be at least 1; got 0"):
+        ClipSpec(4, 0, 32)
+
+
+def test_differences_name_nested_settings() -> None:
+    old, new = {"a": 1, "model": {"head": "x", "b": 2}}, {"a": 1, "model": {"head": "y", "b": 2}, "c": 3}
+    assert differences(old, new) == ["c: None -> 3", "model.head: x -> y"]
+
+
+def test_fingerprint_ignores_the_order_of_keys_and_nothing_else() -> None:
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    assert fingerprint({"a": 1, "b": 2}) != fingerprint({"a": 2, "b": 1})

@@ -1,0 +1,152 @@
+"""Conversion: the same bytes whatever the workers, nothing lost, and faults that are really injected."""
+
+import csv
+import dataclasses
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from hypothesis import given
+from hypothesis import strategies as st
+
+from synthetic import faulty_read
+from vidpipe import convert, shards
+from vidpipe.config import ConversionConfig
+from vidpipe.manifest import VideoRow
+
+MakeConversion = Callable[..., ConversionConfig]
+
+
+def _bytes_of(folder: Path) -> dict[str, bytes]:
+    """Every committed file: shards, dataset_info.json, videos.csv."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def test_any_number_of_workers_gives_the_same_bytes(
+    tmp_path: Path, conversion: MakeConversion, data_dir: str
+) -> None:
+    convert.convert(conversion(tmp_path / "one", num_workers=1))
+    assert _bytes_of(tmp_path / "one") == _bytes_of(Path(data_dir))
+
+
+def test_splits_and_clips(info: shards.DatasetInfo, data_dir: str) -> None:
+    assert info.classes == ("long", "short")
+    assert {split: info.num_clips(split) for split in info.splits} == {"train": 8, "val": 2, "test": 6}
+    assert [len(info.splits[split]) for split in ("train", "val", "test")] == [2, 1, 2]
+    rows = list(shards.read_videos(data_dir))
+    assert Counter(row["status"] for row in rows) == {"ok": 16}
+    kept = {row["video_id"]: int(row["frames_kept"]) for row in rows}
+    assert kept["train/short/video_00.avi"] == 1
+    assert kept["train/long/video_00.avi"] == 4
+    decoded = {row["video_id"]: int(row["frames_decoded"]) for row in rows}
+    assert decoded["train/long/video_00.avi"] == 16
+
+
+def test_bad_videos_cost_themselves_only_and_are_named(
+    tmp_path: Path, video_dir: Path, conversion: MakeConversion
+) -> None:
+    """A worker that segfaults, one that hangs, a file of garbage: four skips, every other clip is there."""
+    videos = Path(shutil.copytree(video_dir / "train", tmp_path / "videos"))
+    (videos / "short" / "video_00.avi").write_bytes(b"garbage")
+    config = conversion(tmp_path / "out", max_skipped=0.5, timeout_sec=4)
+    config = dataclasses.replace(config, manifest=dataclasses.replace(config.manifest, video_dir=str(videos)))
+    report = convert.convert(config, read=faulty_read)
+    assert dict(report.skipped) == {
+        "long/video_00.avi": f"crashed the decoder (exit code {-signal.SIGSEGV})",
+        "long/video_01.avi": "timed out after 4 s",
+        "long/video_02.avi": "worker has []",
+        "short/video_00.avi": "does not open as a video",
+    }
+    assert report.written == 6
+    info = shards.read_info(tmp_path / "out")
+    assert sum(info.num_clips(split) for split in info.splits) == 6
+    with (tmp_path / "out" / shards.VIDEOS_NAME).open() as file:
+        status = {row["video_id"]: (row["status"], row["reason"]) for row in csv.DictReader(file)}
+    assert len(status) == 10
+    assert status["long/video_01.avi"] == ("skipped", "timed out after 4 s")
+    assert status["long/video_03.avi"] == ("ok", "")
+
+
+def test_too_many_skips_fail_at_the_end_and_a_mended_video_is_taken_up(
+    tmp_path: Path, video_dir: Path, conversion: MakeConversion
+) -> None:
+    videos = Path(shutil.copytree(video_dir / "train", tmp_path / "videos"))
+    good = (videos / "short" / "video_03.avi").read_bytes()
+    (videos / "short" / "video_03.avi").write_bytes(b"garbage")
+    config = conversion(tmp_path / "out")
+    config = dataclasses.replace(config, manifest=dataclasses.replace(config.manifest, video_dir=str(videos)))
+    with pytest.raises(convert.ConversionError, match=r"1 of 10 videos were skipped \(1 x does not open"):
+        convert.convert(config)
+    with pytest.raises(shards.ShardError, match="not a finished dataset"):
+        shards.read_info(tmp_path / "out")
+    (videos / "short" / "video_03.avi").write_bytes(good)
+    report = convert.convert(config)
+    assert (report.written, report.skipped) == (10, [])
+    assert (report.shards_made, report.shards_kept) == (1, 2)
+
+
+def test_a_damaged_shard_is_made_again(tmp_path: Path, conversion: MakeConversion, data_dir: str) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(data_dir, folder)
+    shard = folder / "train-00000-of-00002.tfrecord"
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(bytes(data))
+    report = convert.convert(conversion(folder))
+    assert (report.shards_made, report.shards_kept) == (1, 4)
+    assert _bytes_of(folder) == _bytes_of(Path(data_dir))
+
+
+def test_another_dataset_in_the_folder_is_refused(conversion: MakeConversion, data_dir: str) -> None:
+    before = _bytes_of(Path(data_dir))
+    with pytest.raises(convert.ConversionError, match="other settings .*encoding: png -> raw"):
+        convert.convert(conversion(Path(data_dir), encoding="raw"))
+    assert _bytes_of(Path(data_dir)) == before
+
+
+def test_foreign_shards_in_the_folder_are_refused(tmp_path: Path, conversion: MakeConversion) -> None:
+    (tmp_path / "other.tfrecord").touch()
+    with pytest.raises(convert.ConversionError, match="holds other.tfrecord, which this tool did not begin"):
+        convert.convert(conversion(tmp_path))
+
+
+def test_a_second_converter_is_stopped(tmp_path: Path, conversion: MakeConversion) -> None:
+    (tmp_path / ".conversion").mkdir()
+    with (
+        FileLock(tmp_path / ".conversion" / "lock"),
+        pytest.raises(convert.ConversionError, match="Another conversion is writing"),
+    ):
+        convert.convert(conversion(tmp_path))
+
+
+def test_listed_videos_that_are_missing_are_told_before_the_work(
+    tmp_path: Path, conversion: MakeConversion
+) -> None:
+    (tmp_path / "train.csv").write_text("video_name,tag\nnowhere.avi,x\n")
+    config = conversion(tmp_path / "out")
+    manifest = dataclasses.replace(config.manifest, train_manifest=str(tmp_path / "train.csv"))
+    with pytest.raises(convert.ConversionError, match="1 of 1 listed videos are not under .*nowhere.avi"):
+        convert.convert(dataclasses.replace(config, manifest=manifest))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, conversion: MakeConversion) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(convert.ConversionError, match="Cannot write to .*file"):
+        convert.convert(conversion(tmp_path / "file" / "out"))
+
+
+@given(st.sets(st.text("ab/1", min_size=1), min_size=1, max_size=30), st.integers(1, 7))
+def test_every_video_has_one_place_whatever_the_order(names: set[str], num_shards: int) -> None:
+    rows = [VideoRow(name, name, "x", "train", name) for name in sorted(names)]
+    plans = convert.plan_shards(rows, "train", num_shards)
+    assert plans == convert.plan_shards(rows[::-1], "train", num_shards)
+    placed = [row for plan in plans for row in plan.rows]
+    assert sorted(row.video_id for row in placed) == sorted(names)
+    sizes = [len(plan.rows) for plan in plans]
+    assert len(plans) == num_shards
+    assert max(sizes) - min(sizes) <= 1

@@ -1,0 +1,161 @@
+"""Decoding, checked by brightness: frame i of a synthetic video tells its index."""
+
+import pickle
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from synthetic import brightness_frames, frame_indices_of, write_brightness_video
+from vidpipe import video
+from vidpipe.config import ClipConfig
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mp4"])
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [("uniform", [2, 7, 12, 17]), ("interval", [0, 5, 10, 15]), ("head", [0, 1, 2, 3])],
+)
+def test_the_sampled_frames_are_those_of_the_indices(
+    tmp_path: Path, suffix: str, sampling: str, expected: list[int]
+) -> None:
+    path = write_brightness_video(tmp_path / f"a{suffix}", 20)
+    clip = video.read_clip(str(path), ClipConfig(num_frames=4, sampling=sampling, image_size=32))
+    assert clip.frame_indices.tolist() == expected
+    assert frame_indices_of(clip.frames) == expected
+    assert clip.frames.shape == (4, 32, 32, 3)
+    assert clip.frames.dtype == np.uint8
+    assert (clip.info.frames_claimed, clip.info.height, clip.info.width) == (20, 48, 64)
+    assert (clip.info.frames_decoded, clip.info.read_to_end) == (
+        (4, False) if sampling == "head" else (20, True)
+    )
+
+
+def test_a_short_video_gives_all_it_has(tmp_path: Path) -> None:
+    path = write_brightness_video(tmp_path / "a.avi", 3)
+    assert frame_indices_of(video.read_clip(str(path), ClipConfig(num_frames=8)).frames) == [0, 1, 2]
+
+
+def test_colours_are_rgb_and_the_crop_is_the_centre_square(tmp_path: Path) -> None:
+    frame = np.zeros((48, 96, 3), np.uint8)
+    frame[:, :24] = frame[:, 72:] = [0, 0, 255]
+    frame[:, 24:72] = [255, 0, 0]
+    video.write_video(str(tmp_path / "a.avi"), [frame] * 3, fourcc="MJPG")
+    clip = video.read_clip(str(tmp_path / "a.avi"), ClipConfig(num_frames=1, image_size=48))
+    red, green, blue = clip.frames[0, 8:40, 8:40].reshape(-1, 3).mean(axis=0)
+    assert red > 245
+    assert green < 10
+    assert blue < 10
+
+
+def _claim(path: Path, num_frames: int) -> None:
+    """Writes another frame count into an AVI's two headers (avih.dwTotalFrames, strh.dwLength)."""
+    data = bytearray(path.read_bytes())
+    for marker, offset in ((b"avih", 8 + 16), (b"vids", 32)):
+        place = data.index(marker) + offset
+        data[place : place + 4] = num_frames.to_bytes(4, "little")
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("claimed", [21, 10])
+def test_a_wrong_header_is_corrected_by_what_was_read(tmp_path: Path, claimed: int) -> None:
+    path = write_brightness_video(tmp_path / "a.avi", 20)
+    _claim(path, claimed)
+    clip = video.read_clip(str(path), ClipConfig(num_frames=4, image_size=32))
+    assert (clip.info.frames_claimed, clip.info.frames_decoded) == (claimed, 20)
+    assert frame_indices_of(clip.frames) == [2, 7, 12, 17]
+
+
+def test_a_video_that_ends_early_is_refused(tmp_path: Path) -> None:
+    path = write_brightness_video(tmp_path / "a.avi", 12)
+    _claim(path, 20)
+    with pytest.raises(video.VideoReadError, match="a.avi: ended after 12 of 20 frames"):
+        video.read_clip(str(path), ClipConfig(num_frames=4))
+
+
+def test_a_cut_file_is_refused_or_nearly_whole_but_never_short(tmp_path: Path) -> None:
+    """Cut at each tenth: the header still claims all 20 frames, so a loss shows."""
+    frames = np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), np.uint8)
+    video.write_video(str(tmp_path / "whole.avi"), frames, fourcc="MJPG")
+    whole = (tmp_path / "whole.avi").read_bytes()
+    for tenth in range(10):
+        path = tmp_path / f"{tenth}.avi"
+        path.write_bytes(whole[: len(whole) * tenth // 10])
+        with pytest.raises(video.VideoReadError, match="does not open|no frame|ended after"):
+            video.read_clip(str(path), ClipConfig(num_frames=20))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "does not open as a video"), (b"not a video at all" * 50, "does not open as a video")],
+)
+def test_garbage_with_the_right_ending_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "a.mp4").write_bytes(content)
+    with pytest.raises(video.VideoReadError, match=reason):
+        video.read_clip(str(tmp_path / "a.mp4"), ClipConfig())
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(video.VideoReadError, match="nowhere.avi: no such file"):
+        video.read_clip(str(tmp_path / "nowhere.avi"), ClipConfig())
+
+
+def test_a_wrong_ending_does_not_matter(tmp_path: Path) -> None:
+    write_brightness_video(tmp_path / "a.avi", 5)
+    shutil.move(tmp_path / "a.avi", tmp_path / "a.mp4")
+    assert frame_indices_of(video.read_clip(str(tmp_path / "a.mp4"), ClipConfig(num_frames=5)).frames) == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
+
+
+def test_a_picture_is_not_the_start_of_an_image_sequence(tmp_path: Path) -> None:
+    for index in range(3):
+        cv2.imwrite(str(tmp_path / f"img_{index:02d}.png"), brightness_frames(1)[0])
+    clip = video.read_clip(str(tmp_path / "img_00.png"), ClipConfig(num_frames=3))
+    assert len(clip.frames) == 1
+
+
+def test_rotation_metadata_is_honoured(tmp_path: Path) -> None:
+    frame = np.zeros((48, 48, 3), np.uint8)
+    frame[:24] = 200
+    path = tmp_path / "a.mp4"
+    video.write_video(str(path), [frame] * 3, fourcc="mp4v")
+    data = bytearray(path.read_bytes())
+    # The unit matrix of the track header, 16.16 fixed point, becomes a half turn.
+    unit = b"".join(value.to_bytes(4, "big") for value in (1 << 16, 0, 0, 0, 1 << 16, 0))
+    turned = b"".join(value.to_bytes(4, "big", signed=True) for value in (-1 << 16, 0, 0, 0, -1 << 16, 0))
+    header = data.index(b"tkhd")
+    place = data.index(unit, header)
+    data[place : place + len(turned)] = turned
+    path.write_bytes(bytes(data))
+    turned_frame = video.read_clip(str(path), ClipConfig(num_frames=1, image_size=48)).frames[0]
+    assert turned_frame[:20].mean() < 20
+    assert turned_frame[28:].mean() > 180
+
+
+@pytest.mark.parametrize("encoding", ["png", "raw"])
+def test_lossless_encodings(encoding: str) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (32, 40, 3), np.uint8)
+    encoded = video.encode_frame(frame, encoding)
+    if encoding == "raw":
+        decoded = np.frombuffer(encoded, np.uint8).reshape(frame.shape)
+    else:
+        decoded = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    assert (decoded == frame).all()
+
+
+def test_an_error_keeps_its_reason_across_processes() -> None:
+    error = pickle.loads(pickle.dumps(video.VideoReadError("a.avi", "no such file")))
+    assert (error.path, error.reason, str(error)) == ("a.avi", "no such file", "a.avi: no such file")
+
+
+def test_an_encoder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(video.VideoReadError, match=re.escape("no encoder ZZZZ")):
+        video.write_video(str(tmp_path / "a.avi"), brightness_frames(2), fourcc="ZZZZ")
