@@ -20,7 +20,7 @@ CLIP = ClipConfig(num_frames=4, image_size=32)
 def video_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train/ and test/ with two classes; lengths from 1 to 16 frames, so some are shorter than T = 4."""
     folder = tmp_path_factory.mktemp("videos")
-    write_class_folders(folder / "train", {"long": [16, 12, 8, 10, 9], "short": [1, 2, 3, 4, 5]})
+    write_class_folders(folder / "train", {"long": [16, 12, 8, 10, 14], "short": [1, 2, 3, 4, 5]})
     write_class_folders(folder / "test", {"long": [16, 9, 11], "short": [2, 3, 4]})
     return folder
 

@@ -81,7 +81,7 @@ def motion_head(features: keras.KerasTensor, mask: keras.KerasTensor) -> keras.K
     previous = ops.concatenate([standardized[:, :1], standardized[:, :-1]], axis=1)
     difference = (standardized - previous) * real
     motion = layers.Dropout(0.5)(ops.concatenate([difference, ops.abs(difference)], axis=-1))
-    steps = layers.LSTM(128, return_sequences=True)(motion, mask=mask)
+    steps = layers.LSTM(64, return_sequences=True)(motion, mask=mask)
     mean_step = ops.sum(ops.cast(steps, "float32") * real, axis=1) / num_real
     mean_frame = ops.sum(standardized, axis=1) / num_real
     return ops.concatenate([layers.Dropout(0.5)(mean_step), layers.Dropout(0.8)(mean_frame)], axis=-1)

@@ -1,0 +1,230 @@
+"""Training by what it leaves: weights that move or do not, a run that resumes to the bit, its papers."""
+
+import csv
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from vidpipe import checkpoint, input_pipeline, model, shards, train
+from vidpipe.config import FINE_TUNE, TrainConfig
+
+MakeConfig = Callable[..., TrainConfig]
+
+
+def _blocks(run_dir: Path) -> dict[str, list[np.ndarray]]:
+    loaded, _ = model.load_model(run_dir / "model.keras")
+    blocks: dict[str, list[np.ndarray]] = {}
+    for layer in loaded.get_layer("backbone").layers:
+        if layer.get_weights():
+            blocks.setdefault(layer.name.split("_")[0], []).extend(layer.get_weights())
+    return blocks
+
+
+@pytest.fixture(scope="module")
+def start(train_config: MakeConfig) -> dict[str, list[np.ndarray]]:
+    """The backbone's weights before the first step: what a random start of seed 1 gives."""
+    keras.utils.set_random_seed(1)
+    config = train_config(Path("unused"))
+    fused = model.build_model(config.model, shards.read_info(config.data_dir).clip, 2).fused
+    blocks: dict[str, list[np.ndarray]] = {}
+    for layer in fused.get_layer("backbone").layers:
+        if layer.get_weights():
+            blocks.setdefault(layer.name.split("_")[0], []).extend(layer.get_weights())
+    return blocks
+
+
+@pytest.mark.parametrize("fine_tune", FINE_TUNE)
+def test_after_one_step_the_fine_tuned_blocks_have_changed_and_no_others(
+    tmp_path: Path, train_config: MakeConfig, start: dict[str, list[np.ndarray]], fine_tune: str
+) -> None:
+    train.train(train_config(tmp_path / "run", fine_tune=fine_tune, epochs=1, batch_size=8))
+    changed = {
+        name
+        for name, weights in _blocks(tmp_path / "run").items()
+        if any((before != after).any() for before, after in zip(start[name], weights, strict=True))
+    }
+    lowest = {"none": 6, "all": 1}.get(fine_tune) or int(fine_tune[-1])
+    assert changed == {f"block{number}" for number in range(lowest, 6)}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, train_config: MakeConfig) -> Path:
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    train.train(train_config(run_dir))
+    return run_dir
+
+
+def test_a_run_leaves_its_papers(finished: Path) -> None:
+    config = json.loads((finished / "config.json").read_text())
+    assert (config["epochs"], config["model"]["head"]) == (3, "motion")
+    with (finished / "history.csv").open() as file:
+        history = list(csv.DictReader(file))
+    assert [row["epoch"] for row in history] == ["1", "2", "3"]
+    assert tuple(history[0]) == train.HISTORY_COLUMNS
+    metrics = json.loads((finished / "metrics.json").read_text())
+    losses = [float(row["val_loss"]) for row in history]
+    assert metrics["best_epoch"] == 1 + losses.index(min(losses))
+    assert metrics["val_loss"] == min(losses)
+    assert list((finished / "tensorboard").glob("events*"))
+    with zipfile.ZipFile(finished / "model.keras") as archive:
+        card = json.loads(archive.read("vidpipe.json"))
+    assert card["classes"] == ["long", "short"]
+    assert card["clip"]["num_frames"] == 4
+
+
+def test_the_history_s_numbers_are_those_of_the_model(
+    finished: Path, data_dir: str, info: shards.DatasetInfo
+) -> None:
+    """val_loss of the best epoch, computed again from model.keras by plain Keras."""
+    best = json.loads((finished / "metrics.json").read_text())
+    loaded, _ = model.load_model(finished / "model.keras")
+    loaded.compile(
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), weighted_metrics=["accuracy"]
+    )
+    loss, accuracy = loaded.evaluate(input_pipeline.eval_dataset(data_dir, info, 2, "val"), verbose=0)
+    np.testing.assert_allclose([loss, accuracy], [best["val_loss"], best["val_accuracy"]], rtol=1e-4)
+
+
+def test_a_finished_run_does_nothing(finished: Path, train_config: MakeConfig) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    result = train.train(train_config(finished))
+    assert result.metrics == json.loads((finished / "metrics.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_other_settings_on_an_existing_run_are_refused(finished: Path, train_config: MakeConfig) -> None:
+    with pytest.raises(train.TrainError, match=r"other settings \(learning_rate: 0.001 -> 0.5\)"):
+        train.train(train_config(finished, learning_rate=0.5))
+
+
+def test_the_cache_changes_no_loss(tmp_path: Path, finished: Path, train_config: MakeConfig) -> None:
+    train.train(train_config(tmp_path / "run", cache_features="off"))
+    for column in ("loss", "val_loss"):
+        uncached, cached = (
+            [float(row[column]) for row in csv.DictReader((folder / "history.csv").open())]
+            for folder in (tmp_path / "run", finished)
+        )
+        np.testing.assert_allclose(uncached, cached, rtol=1e-4)
+
+
+@pytest.fixture(scope="module", params=["none", "block5"])
+def straight(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, train_config: MakeConfig
+) -> TrainConfig:
+    """A run of two epochs that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    config = train_config(folder, fine_tune=request.param, epochs=2, checkpoint_every=1)
+    train.train(config)
+    return config
+
+
+@pytest.mark.parametrize("kill_at", [1, 3, 5])
+def test_a_run_killed_at_any_step_ends_as_if_it_never_had_been(
+    tmp_path: Path, straight: TrainConfig, kill_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after a step and before its checkpoint, in the first epoch, at its end, and in the second."""
+    interrupted = dataclasses.replace(straight, run_dir=str(tmp_path))
+    runs = [Path(straight.run_dir), tmp_path]
+    original = checkpoint.save_checkpoint
+
+    def killed(folder: Path, step: int, *rest: object) -> None:
+        if step == kill_at:
+            raise KeyboardInterrupt
+        original(folder, step, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(train, "save_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(interrupted)
+    monkeypatch.undo()
+    train.train(interrupted)
+    ours, theirs = (model.load_model(run / "model.keras")[0].get_weights() for run in runs)
+    for our, their in zip(ours, theirs, strict=True):
+        assert (our == their).all()
+    exact = [name for name in train.HISTORY_COLUMNS if name not in ("seconds", "data_wait")]
+    histories = [
+        [[row[name] for name in exact] for row in csv.DictReader((run / "history.csv").open())]
+        for run in runs
+    ]
+    assert histories[0] == histories[1]
+    newest = [sorted((run / "checkpoints").iterdir())[-1] for run in runs]
+    with np.load(newest[0]) as first, np.load(newest[1]) as second:
+        assert first.files == second.files
+        assert all((first[name] == second[name]).all() for name in first.files if name != "state")
+
+
+def test_sigkill_in_the_middle_of_a_run_loses_nothing_before_the_last_checkpoint(
+    tmp_path: Path, train_config: MakeConfig
+) -> None:
+    config = train_config(tmp_path / "run", epochs=2, checkpoint_every=1)
+    script = f"""
+import os, signal
+from vidpipe import train
+from vidpipe.config import ModelConfig, TrainConfig
+save = train.save_checkpoint
+def save_then_die(folder, step, *rest):
+    save(folder, step, *rest)
+    if step == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+train.save_checkpoint = save_then_die
+train.train({config!r})
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    result = train.train(config)
+    straight = train.train(train_config(tmp_path / "straight", epochs=2, checkpoint_every=1))
+    assert result.metrics["loss"] == straight.metrics["loss"]
+    assert result.metrics["val_loss"] == straight.metrics["val_loss"]
+
+
+def test_without_validation_the_last_epoch_s_model_is_kept(
+    tmp_path: Path, train_config: MakeConfig, info: shards.DatasetInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = {**info.splits, "val": ()}
+    monkeypatch.setattr(
+        shards, "read_info", lambda _: shards.DatasetInfo(**{**info.__dict__, "splits": without})
+    )
+    result = train.train(train_config(tmp_path / "run", epochs=2))
+    assert (result.metrics["best_epoch"], result.metrics["val_loss"]) == (2, None)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, train_config: MakeConfig) -> None:
+    with pytest.raises(train.TrainError, match="The loss of epoch . is (nan|inf).*smaller --learning_rate"):
+        train.train(train_config(tmp_path / "run", learning_rate=1e38))
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="there is a GPU")
+def test_precision_without_a_gpu() -> None:
+    assert train.resolve_precision("auto") == "float32"
+    with pytest.raises(train.TrainError, match="--precision=mixed_float16 needs a GPU.*--precision=float32"):
+        train.resolve_precision("mixed_float16")
+
+
+def test_a_missing_weights_file_leaves_the_run_folder_free(tmp_path: Path, train_config: MakeConfig) -> None:
+    config = train_config(tmp_path / "run")
+    wrong = TrainConfig(
+        config.data_dir, config.run_dir, model=type(config.model)(backbone_weights="nowhere.h5")
+    )
+    with pytest.raises(Exception, match="no weights file nowhere.h5"):
+        train.train(wrong)
+    train.train(train_config(tmp_path / "run", epochs=1))
+
+
+def test_plain_fit_takes_the_dataset_and_the_model(data_dir: str, info: shards.DatasetInfo) -> None:
+    keras.utils.set_random_seed(1)
+    config = model.ModelConfig(backbone_weights="none")
+    fused = model.build_model(config, info.clip, len(info.classes)).fused
+    fused.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    history = fused.fit(input_pipeline.train_dataset(data_dir, info, 3, seed=1, epoch=0), verbose=0)
+    assert np.isfinite(history.history["loss"][0])
