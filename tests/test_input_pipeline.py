@@ -119,8 +119,12 @@ def test_skipped_clips_are_not_decoded(
     original = records.decode_frames
 
     def counting(encoded: tf.Tensor, *rest: object) -> tf.Tensor:
-        (encoded,) = tf.numpy_function(lambda e: (decoded.append(e[0]), [e])[1], [encoded], [tf.string])
-        return original(tf.ensure_shape(encoded, [None]), *rest)  # type: ignore[arg-type]
+        def note(frames: np.ndarray) -> np.ndarray:
+            decoded.append(frames[0])
+            return frames
+
+        noted = tf.numpy_function(note, [encoded], tf.string)
+        return original(tf.ensure_shape(noted, [None]), *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(records, "decode_frames", counting)
     _clips(train_dataset(data_dir, info, 3, seed=1, epoch=0, skip_batches=2))

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 # Before TensorFlow is loaded: its start-up notices and its C++ log are not about the user's job.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -41,7 +42,7 @@ def no_arguments(arguments: list[str]) -> None:
         usage_error(f"unexpected arguments: {' '.join(arguments)}")
 
 
-def usage_error(message: str) -> None:
+def usage_error(message: str) -> NoReturn:
     """Ends with 2 and one line."""
     print(f"{_tool_name()}: {message}. --help lists the flags.", file=sys.stderr)
     sys.exit(2)
@@ -65,16 +66,11 @@ def define_clip_flags() -> Callable[[], ClipConfig]:
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        return app.parse_flags_with_usage(argv) if _wants_help(argv) else flags.FLAGS(argv)
+        return flags.FLAGS(argv)
     except flags.Error as error:
         usage_error(str(error).rstrip("."))
-        raise AssertionError from error
-
-
-def _wants_help(argv: list[str]) -> bool:
-    return any(
-        word.lstrip("-").split("=")[0] in ("help", "helpfull", "helpshort", "helpxml") for word in argv
-    )
+    except SystemExit:  # after --help, with absl's 1
+        sys.exit(0)
 
 
 def _tool_name() -> str:

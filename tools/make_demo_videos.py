@@ -19,7 +19,7 @@ _SEED = flags.DEFINE_integer("seed", 1, "Of everything that varies.")
 
 CLASSES = ("BlueToRed", "Brightening", "Darkening", "Growing", "RedToBlue", "Shrinking")
 # Each backward class is its partner played in reverse.
-_PARTNERS = {"Darkening": "Brightening", "Shrinking": "Growing", "BlueToRed": "RedToBlue"}
+PARTNERS = {"Darkening": "Brightening", "Shrinking": "Growing", "BlueToRed": "RedToBlue"}
 _TEST_GROUPS = (1, 2)
 _GROUPS = range(1, 9)
 _CLIPS_PER_GROUP = 6
@@ -34,7 +34,7 @@ def make_frames(class_name: str, texture: np.ndarray, random: np.random.Generato
       texture: float [72, 96, 3], the background, about 0..255.
       random: everything else that varies.
     """
-    kind = _PARTNERS.get(class_name, class_name)
+    kind = PARTNERS.get(class_name, class_name)
     num_frames = int(random.integers(6, 31))
     rows, columns = np.mgrid[:_HEIGHT, :_WIDTH]
     centre = random.uniform([26, 36], [46, 60])
@@ -53,7 +53,7 @@ def make_frames(class_name: str, texture: np.ndarray, random: np.random.Generato
         inside = np.clip(radius - distance, 0, 1)[..., np.newaxis]
         frame = ((1 - inside) * texture + inside * tint) * light
         frames.append(frame + random.normal(0, 6, frame.shape))
-    played = frames[::-1] if class_name in _PARTNERS else frames
+    played = frames[::-1] if class_name in PARTNERS else frames
     return np.clip(np.stack(played), 0, 255).astype(np.uint8)
 
 
@@ -66,11 +66,13 @@ def make_texture(random: np.random.Generator) -> np.ndarray:
     return texture
 
 
-def main(arguments: list[str]) -> None:
-    """Writes videos/Class/v_Class_gNN_cMM.avi (or .mp4) and lists/trainlist01.txt, testlist01.txt."""
-    cli.no_arguments(arguments)
-    folder = Path(_OUTPUT_DIR.value)
-    random = np.random.default_rng(_SEED.value)
+def write_videos(folder: Path, seed: int) -> tuple[int, int]:
+    """Writes videos/Class/v_Class_gNN_cMM.avi (or .mp4) and lists/trainlist01.txt, testlist01.txt.
+
+    Returns:
+      How many train and how many test videos.
+    """
+    random = np.random.default_rng(seed)
     lists: dict[str, list[str]] = {"train": [], "test": []}
     for number, class_name in enumerate(CLASSES, start=1):
         for group in _GROUPS:
@@ -87,7 +89,14 @@ def main(arguments: list[str]) -> None:
     (folder / "lists").mkdir(exist_ok=True)
     for split, lines in lists.items():
         (folder / "lists" / f"{split}list01.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"{folder}: {len(lists['train'])} train and {len(lists['test'])} test videos.")
+    return len(lists["train"]), len(lists["test"])
+
+
+def main(arguments: list[str]) -> None:
+    """Flags -> write_videos."""
+    cli.no_arguments(arguments)
+    num_train, num_test = write_videos(Path(_OUTPUT_DIR.value), _SEED.value)
+    print(f"{_OUTPUT_DIR.value}: {num_train} train and {num_test} test videos.")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,94 @@
+"""The command line as a user meets it: exit codes, one clear line, no traceback."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).parents[1] / "tools"
+
+
+def run_tool(tool: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    # A tool must be quiet of itself.
+    env = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    command = [sys.executable, str(TOOLS / tool), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd)
+
+
+_CONVERT = ("convert_videos.py", "--output_dir=o", "--video_dir=v")
+_TRAIN = ("train.py", "--data_dir=d", "--run_dir=r")
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        (("convert_videos.py", "--output_dir=o"), 2, "Flag --video_dir must have a value"),
+        ((*_CONVERT, "--colour=red"), 2, "Unknown command line flag 'colour'"),
+        ((*_CONVERT, "--encoding=bmp"), 2, "--encoding=bmp: value should be one of <jpeg|png|raw>"),
+        ((*_CONVERT, "--num_frames=many"), 2, "--num_frames=many"),
+        ((*_CONVERT, "x"), 2, "unexpected arguments: x"),
+        ((*_CONVERT, "--num_frames=0"), 1, "num_frames must be at least 1; got 0"),
+        ((*_CONVERT, "--image_size=0"), 1, "image_size must be at least 1; got 0"),
+        (_CONVERT, 1, "There is no folder v (video_dir)"),
+        (_TRAIN, 1, "There is no folder d"),
+        ((*_TRAIN, "--epochs=0"), 1, "epochs must be at least 1; got 0"),
+        (("evaluate.py", "--data_dir=d", "--run_dir=r"), 1, "There is no trained model r/model.keras"),
+        (("predict.py", "--run_dir=r"), 2, "name at least one video"),
+    ],
+)
+def test_wrong_input_gets_one_line_and_its_code(
+    tmp_path: Path, command: tuple[str, ...], code: int, message: str
+) -> None:
+    ended = run_tool(*command, cwd=tmp_path)
+    assert ended.returncode == code
+    assert message in ended.stderr
+    assert ended.stderr.startswith(f"{command[0]}: ")
+    assert ended.stderr.count("\n") == 1
+    assert ended.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_the_flags_and_an_example() -> None:
+    ended = run_tool("train.py", "--help")
+    assert ended.returncode == 0
+    assert "--fine_tune: <none|block5|block4|block3|block2|block1|all>" in ended.stdout
+    assert "python tools/train.py --data_dir=" in ended.stdout
+
+
+def test_the_whole_path_through_the_tools(tmp_path: Path, video_dir: Path) -> None:
+    records, run_dir = tmp_path / "records", tmp_path / "run"
+    (video_dir / "train" / "short" / "broken.avi").write_bytes(b"garbage")
+    try:
+        ended = run_tool(
+            "convert_videos.py", f"--video_dir={video_dir}", f"--output_dir={records}",
+            "--num_frames=4", "--image_size=32", "--encoding=raw", "--max_skipped=0.1",
+        )  # fmt: skip
+    finally:
+        (video_dir / "train" / "short" / "broken.avi").unlink()
+    assert ended.returncode == 0, ended.stderr
+    assert "16 clips, 1 videos skipped" in ended.stdout
+    assert "Skipped train/short/broken.avi: does not open as a video" in ended.stderr
+
+    ended = run_tool(
+        "train.py", f"--data_dir={records}", f"--run_dir={run_dir}", "--backbone_weights=none",
+        "--epochs=1", "--batch_size=4", "--head=notebook",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert f"{run_dir}/model.keras: epoch 1 of 1" in ended.stdout
+
+    ended = run_tool("evaluate.py", f"--data_dir={records}", f"--run_dir={run_dir}", "--split=test")
+    assert ended.returncode == 0, ended.stderr
+    metrics = json.loads((run_dir / "eval_test" / "metrics.json").read_text())
+    assert f"test accuracy {metrics['accuracy']:.4f} of 6 clips" in ended.stdout
+
+    good = str(video_dir / "test" / "long" / "video_00.avi")
+    ended = run_tool("predict.py", f"--run_dir={run_dir}", "--json", good, "nowhere.avi")
+    assert ended.returncode == 1
+    assert "nowhere.avi: no such file" in ended.stderr
+    (line,) = ended.stdout.splitlines()
+    prediction = json.loads(line)
+    assert (prediction["video"], set(prediction["probabilities"])) == (good, {"long", "short"})
+    assert prediction["predicted"] == max(prediction["probabilities"], key=prediction["probabilities"].get)
