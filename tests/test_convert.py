@@ -101,6 +101,15 @@ def test_a_damaged_shard_is_made_again(tmp_path: Path, conversion: MakeConversio
     assert _bytes_of(folder) == _bytes_of(Path(data_dir))
 
 
+def test_edited_papers_are_written_again(tmp_path: Path, conversion: MakeConversion, data_dir: str) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(data_dir, folder)
+    for name in (shards.INFO_NAME, shards.VIDEOS_NAME):
+        (folder / name).write_text((folder / name).read_text().replace("short", "tall"))
+    assert convert.convert(conversion(folder)).shards_kept == 5
+    assert _bytes_of(folder) == _bytes_of(Path(data_dir))
+
+
 def test_another_dataset_in_the_folder_is_refused(conversion: MakeConversion, data_dir: str) -> None:
     before = _bytes_of(Path(data_dir))
     with pytest.raises(convert.ConversionError, match="other settings .*encoding: png -> raw"):

@@ -11,13 +11,15 @@ ROOT = Path(__file__).parents[1]
 # A module may import those before it; the conversion half ends with convert.
 ORDER = (
     "spec", "sampling", "config", "manifest", "video", "records", "shards", "progress", "convert",
-    "input_pipeline", "backbone", "model", "feature_cache", "checkpoint", "train", "evaluate", "predict",
+    "verify", "input_pipeline", "report", "backbone", "model", "feature_cache", "checkpoint", "train",
+    "evaluate", "predict",
 )  # fmt: skip
 SHARED = {"spec", "sampling", "config", "records", "shards", "progress", "video"}
 DOORS = {
     "cv2": {"video"},
     "sklearn": {"evaluate", "manifest"},
     "tensorflow_io": {"remote"},
+    "matplotlib": {"report"},
     "pebble": {"convert"},
 }
 

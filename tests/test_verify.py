@@ -1,0 +1,134 @@
+"""Each kind of damage, really done, is found and named with its shard and position."""
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vidpipe import shards
+from vidpipe.verify import verify
+
+FIRST, SECOND = "train-00000-of-00002.tfrecord", "train-00001-of-00002.tfrecord"
+
+
+def _record_start(data: bytes | bytearray, position: int) -> int:
+    """Where a record begins: 8 bytes of length and 4 of checksum, the payload, 4 of checksum."""
+    start = 0
+    for _ in range(position):
+        start += 16 + int.from_bytes(data[start : start + 8], "little")
+    return start
+
+
+def _flip(folder: Path) -> None:
+    data = bytearray((folder / FIRST).read_bytes())
+    data[_record_start(data, 2) + 500] ^= 1
+    (folder / FIRST).write_bytes(data)
+
+
+def _cut(extra: int) -> Callable[[Path], None]:
+    def cut(folder: Path) -> None:
+        data = (folder / FIRST).read_bytes()
+        (folder / FIRST).write_bytes(data[: _record_start(data, 2) + extra])
+
+    return cut
+
+
+def _swap(folder: Path) -> None:
+    first, second = (folder / FIRST).read_bytes(), (folder / SECOND).read_bytes()
+    (folder / FIRST).write_bytes(second)
+    (folder / SECOND).write_bytes(first)
+
+
+def _edit_info(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        values = json.loads((folder / shards.INFO_NAME).read_text())
+        change(values)
+        (folder / shards.INFO_NAME).write_text(json.dumps(values))
+
+    return edit
+
+
+def _edit_table(old: str, new: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        path = folder / shards.VIDEOS_NAME
+        text = path.read_text()
+        assert re.search(old, text)
+        path.write_text(re.sub(old, new, text, count=1))
+
+    return edit
+
+
+def _share_group(folder: Path) -> None:
+    with (folder / shards.VIDEOS_NAME).open() as file:
+        rows = list(csv.DictReader(file))
+    for split in ("train", "val"):
+        next(row for row in rows if row["split"] == split)["group"] = "shared"
+    with shards.committed_csv(folder / shards.VIDEOS_NAME, shards.VIDEO_COLUMNS) as writer:
+        writer.writerows(rows)
+
+
+def test_a_whole_dataset_has_no_problem(data_dir: str) -> None:
+    assert list(verify(data_dir)) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        pytest.param(
+            _flip, [f"{FIRST}: its sha256", f"{FIRST}, position 2: corrupted record"], id="flipped byte"
+        ),
+        pytest.param(_cut(0), [f"{FIRST}: ends after 2 of 4 clips"], id="cut at a record border"),
+        pytest.param(_cut(5), [f"{FIRST}: ends after 2 of 4 clips"], id="cut in a record header"),
+        pytest.param(_cut(300), [f"{FIRST}, position 2: truncated record"], id="cut in a payload"),
+        pytest.param(lambda f: (f / SECOND).unlink(), [f"{SECOND}: missing, with 4"], id="missing shard"),
+        pytest.param(
+            lambda f: shutil.copy(f / FIRST, f / "train-00002-of-00003.tfrecord"),
+            ["train-00002-of-00003.tfrecord: does not belong"],
+            id="foreign shard",
+        ),
+        pytest.param(
+            _swap,
+            [f"{FIRST}: holds the content of {SECOND}", f"{SECOND}: holds the content of {FIRST}"],
+            id="swapped shards",
+        ),
+        pytest.param(
+            _edit_info(lambda v: v["classes"].reverse()),
+            ["dataset_info.json: classes differs", f"{FIRST}, position 0, .*: its label is"],
+            id="edited classes",
+        ),
+        pytest.param(
+            _edit_info(lambda v: v["settings"].update(seed=7)),
+            ["dataset_info.json: its settings are not those of its fingerprint"],
+            id="edited settings",
+        ),
+        pytest.param(
+            _edit_info(lambda v: v["splits"]["train"][0].update(clips=5)),
+            [f"{FIRST}: ends after 4 of 5 clips"],
+            id="edited count",
+        ),
+        pytest.param(
+            _edit_table(r"(train/long/video_0\d.avi,)train", r"\1val"),
+            ["videos.csv: its sha256"],
+            id="edited table",
+        ),
+        pytest.param(
+            _edit_table(r"train/long/video_0\d.avi,train", "elsewhere.avi,train"),
+            [r"position \d: holds train/long/video_0\d.avi \(long\), not what videos.csv has there"],
+            id="another video in the table",
+        ),
+        pytest.param(_share_group, [r"group shared: in both train and val"], id="a group on both sides"),
+        pytest.param(lambda f: (f / shards.INFO_NAME).unlink(), ["is not a finished dataset"], id="no info"),
+    ],
+)  # fmt: skip
+def test_damage_is_found_and_named(
+    data_dir: str, tmp_path: Path, damage: Callable[[Path], object], expected: list[str]
+) -> None:
+    folder = Path(shutil.copytree(data_dir, tmp_path / "copy"))
+    damage(folder)
+    problems = list(verify(str(folder)))
+    for pattern in expected:
+        assert any(re.search(pattern, problem) for problem in problems), problems

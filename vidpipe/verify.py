@@ -1,0 +1,117 @@
+"""Reads a dataset from end to end and names everything that is wrong with it, by shard and position."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import tensorflow as tf
+
+from vidpipe import records, shards
+from vidpipe.config import fingerprint, to_dict
+from vidpipe.progress import Progress
+from vidpipe.spec import SPLITS
+
+
+def verify(data_dir: str) -> Iterator[str]:
+    """Yields one line per thing that is wrong; nothing for a dataset that is as it was converted.
+
+    Checked are dataset_info.json against itself and videos.csv; of every shard its presence, size and sha256;
+    of every record its checksum, label, video and place; of every frame that it decodes to its size; that no
+    video stands twice and no group in both train and val; and that no other shard lies in the folder.
+    """
+    try:
+        info = shards.read_info(data_dir)
+        rows = list(shards.read_videos(data_dir))
+    except shards.ShardError as error:
+        yield str(error)
+        return
+    yield from _check_info(data_dir, info)
+    yield from _check_rows(rows)
+    folder = Path(data_dir)
+    listed = {shard.name: shard for split in SPLITS for shard in info.splits[split]}
+    for path in sorted(folder.iterdir()):
+        if ".tfrecord" in path.suffixes and path.name not in listed:
+            yield f"{path.name}: does not belong to the dataset"
+    owner = {shard.sha256: name for name, shard in listed.items()}
+    with Progress("Verifying", sum(info.num_clips(split) for split in SPLITS), "clips") as progress:
+        for name, shard in listed.items():
+            expected = [row for row in rows if row["shard"] == name]
+            yield from _check_shard(folder / name, shard, info, expected, owner)
+            progress.advance(shard.clips)
+
+
+def _check_info(data_dir: str, info: shards.DatasetInfo) -> Iterator[str]:
+    if fingerprint(info.settings) != info.fingerprint:
+        yield f"{shards.INFO_NAME}: its settings are not those of its fingerprint; it was edited"
+    repeated = {"classes": list(info.classes), "clip": to_dict(info.clip), "encoding": info.encoding}
+    for name, value in repeated.items():
+        if info.settings.get(name) != value:
+            yield f"{shards.INFO_NAME}: {name} differs from the conversion's settings; it was edited"
+    if shards.sha256_of(Path(data_dir) / shards.VIDEOS_NAME) != info.videos_sha256:
+        yield f"{shards.VIDEOS_NAME}: its sha256 is not that of {shards.INFO_NAME}; one of them was edited"
+
+
+def _check_rows(rows: list[dict[str, str]]) -> Iterator[str]:
+    for video_id, count in Counter(row["video_id"] for row in rows).items():
+        if count > 1:
+            yield f"{video_id}: listed {count} times"
+    splits_of: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        splits_of[row["group"]].add(row["split"])
+    for group, splits in splits_of.items():
+        if {"train", "val"} <= splits:
+            yield f"group {group}: in both train and val"
+
+
+def _check_shard(
+    path: Path,
+    shard: shards.ShardInfo,
+    info: shards.DatasetInfo,
+    rows: list[dict[str, str]],
+    owner: dict[str, str],
+) -> Iterator[str]:
+    if not path.is_file():
+        yield f"{shard.name}: missing, with {shard.clips} clips"
+        return
+    found = shards.sha256_of(path)
+    if found != shard.sha256:
+        if found in owner:
+            yield f"{shard.name}: holds the content of {owner[found]}"
+            return
+        yield f"{shard.name}: its sha256 is not that of {shards.INFO_NAME}"
+    if path.stat().st_size != shard.bytes:
+        yield f"{shard.name}: {path.stat().st_size} bytes instead of {shard.bytes}"
+    position = 0
+    try:
+        for example in tf.data.TFRecordDataset(str(path)):
+            yield from _check_record(example, shard.name, position, info, rows)
+            position += 1
+    except tf.errors.DataLossError as error:
+        found_damage = re.search(r"\w+ record", error.message)
+        what = found_damage.group() if found_damage else error.message
+        yield f"{shard.name}, position {position}: {what}; what follows is lost"
+        return
+    if position != shard.clips:
+        yield f"{shard.name}: ends after {position} of {shard.clips} clips"
+
+
+def _check_record(
+    example: tf.Tensor, name: str, position: int, info: shards.DatasetInfo, rows: list[dict[str, str]]
+) -> Iterator[str]:
+    where = f"{name}, position {position}"
+    try:
+        clip = records.parse_clip(example)
+        frames = records.decode_frames(clip["encoded_frames"], info.encoding, info.clip.spec)
+    except tf.errors.InvalidArgumentError as error:
+        yield f"{where}: cannot be decoded ({error.message.splitlines()[0]})"
+        return
+    video_id, label = clip["video_id"].numpy().decode(), int(clip["label"])
+    label_name = clip["label_name"].numpy().decode()
+    if not 0 <= label < len(info.classes) or info.classes[label] != label_name:
+        yield f"{where}, {video_id}: its label is {label} ({label_name}), which the class list does not say"
+    row = rows[position] if position < len(rows) else None
+    if row is None or row["video_id"] != video_id or row["label"] != label_name:
+        yield f"{where}: holds {video_id} ({label_name}), not what {shards.VIDEOS_NAME} has there"
+    elif int(row["frames_kept"]) != len(frames):
+        yield f"{where}, {video_id}: {len(frames)} frames instead of {row['frames_kept']}"
