@@ -37,6 +37,12 @@ def write_class_folders(folder: Path, videos: dict[str, list[int]]) -> None:
             write_brightness_video(folder / class_name / f"video_{number:02d}.avi", num_frames)
 
 
+def slow_read(path: str, clip: ClipConfig, encoding: str, quality: int) -> video.EncodedClip:
+    """Runs in a worker: reads as ever, but takes long enough to be killed at it."""
+    time.sleep(0.1)
+    return video.read_encoded_clip(path, clip, encoding, quality)
+
+
 def faulty_read(path: str, clip: ClipConfig, encoding: str, quality: int) -> video.EncodedClip:
     """Runs in a worker: one video kills it, one never returns, one is reported with the worker's modules."""
     name = "/".join(Path(path).parts[-2:])

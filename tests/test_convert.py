@@ -2,8 +2,13 @@
 
 import csv
 import dataclasses
+import os
+import random
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +113,111 @@ def test_edited_papers_are_written_again(tmp_path: Path, conversion: MakeConvers
         (folder / name).write_text((folder / name).read_text().replace("short", "tall"))
     assert convert.convert(conversion(folder)).shards_kept == 5
     assert _bytes_of(folder) == _bytes_of(Path(data_dir))
+
+
+@pytest.mark.parametrize("stop_at", range(13))
+def test_stopped_at_any_commit_it_goes_on_to_the_same_bytes(
+    tmp_path: Path, conversion: MakeConversion, data_dir: str, stop_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A conversion renames 13 files into place: the plan, 5 shards with their states, the table, the info."""
+    commits = 0
+    original = shards.commit
+
+    def stopping(temporary: Path, path: Path) -> None:
+        nonlocal commits
+        if commits == stop_at:
+            raise KeyboardInterrupt
+        commits += 1
+        original(temporary, path)
+
+    monkeypatch.setattr(shards, "commit", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        convert.convert(conversion(tmp_path / "out"))
+    monkeypatch.undo()
+    with pytest.raises(shards.ShardError, match="not a finished dataset"):
+        shards.read_info(tmp_path / "out")
+    report = convert.convert(conversion(tmp_path / "out"))
+    assert report.shards_kept == min(5, max(0, stop_at - 1) // 2)
+    assert _bytes_of(tmp_path / "out") == _bytes_of(Path(data_dir))
+
+
+def _start(config: ConversionConfig) -> subprocess.Popen:
+    """A conversion in a process group of its own, which has said that it begins."""
+    script = f"""
+from synthetic import slow_read
+from vidpipe import convert
+from vidpipe.config import ClipConfig, ConversionConfig, ManifestConfig
+print("begins", flush=True)
+convert.convert({config!r}, read=slow_read)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=Path(__file__).parent,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"begins\n"
+    return process
+
+
+def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(
+    tmp_path: Path, conversion: MakeConversion, data_dir: str
+) -> None:
+    """SIGKILL to the whole process group, again and again, until it is through."""
+    moments = random.Random(1)
+    kills = 0
+    while kills < 20:
+        process = _start(conversion(tmp_path / "out"))
+        try:
+            process.wait(timeout=moments.uniform(0.5, 2.5) if kills < 3 else 60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+            continue
+        break
+    assert process.returncode == 0
+    assert kills >= 1
+    assert _bytes_of(tmp_path / "out") == _bytes_of(Path(data_dir))
+
+
+def test_workers_do_not_outlive_a_killed_converter(tmp_path: Path, conversion: MakeConversion) -> None:
+    process = _start(conversion(tmp_path / "out"))
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    for _ in range(100):
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    pytest.fail("workers are still there after 10 s")
+
+
+def test_a_full_disk_is_told_and_costs_nothing_later(tmp_path: Path, conversion: MakeConversion) -> None:
+    """A limit on file sizes, as a disk that fills up: a raw clip of four frames has 12,288 bytes."""
+    limit = 10_000
+    script = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+from vidpipe import convert
+from vidpipe.config import ClipConfig, ConversionConfig, ManifestConfig
+try:
+    convert.convert({conversion(tmp_path / "out", encoding="raw")!r})
+except convert.ConversionError as error:
+    print(error)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "Cannot write to" in ended.stdout, ended.stderr
+    assert "Finished shards are kept" in ended.stdout
+    assert not any(path.suffix == ".tfrecord" and path.stat().st_size > limit for path in tmp_path.rglob("*"))
+    for name in ("out", "straight"):
+        convert.convert(conversion(tmp_path / name, encoding="raw"))
+    assert _bytes_of(tmp_path / "out") == _bytes_of(tmp_path / "straight")
 
 
 def test_another_dataset_in_the_folder_is_refused(conversion: MakeConversion, data_dir: str) -> None:
