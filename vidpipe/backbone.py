@@ -82,7 +82,8 @@ def build_backbone(name: str, weights: str, spec: ClipSpec) -> tuple[keras.Model
         raise BackboneError(f"There is no weights file {weights} (--backbone_weights).")
     try:
         # Keras warns of every layer that a wrong file lacks, and then raises.
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             network = known.application(
                 weights=None if weights == "none" else weights,
                 include_top=False,

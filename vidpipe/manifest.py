@@ -156,7 +156,8 @@ def _validation_fold(labels: np.ndarray, groups: np.ndarray, val_fraction: float
         splitter = (StratifiedKFold if ungrouped else StratifiedGroupKFold)(
             count, shuffle=True, random_state=seed
         )
-        with warnings.catch_warnings(action="ignore"):  # of small classes, which our caller names
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of small classes, which our caller names
             folds = list(splitter.split(labels, labels, None if ungrouped else groups))
         best = min([best, *(fold for _, fold in folds)], key=distance)
     return best

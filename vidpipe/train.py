@@ -206,9 +206,10 @@ class _Loop:
         waited = 0.0
         num_clips = self._info.num_clips("train")
         steps = math.ceil(num_clips / config.batch_size)
+        done = done_before = min(state.step_in_epoch * config.batch_size, num_clips)
         batches = iter(self._batches.train(state.epoch, state.step_in_epoch))
         with Progress(f"Epoch {state.epoch + 1}/{config.epochs}", num_clips, "clips", False) as progress:
-            progress.advance(min(state.step_in_epoch * config.batch_size, num_clips))
+            progress.advance(done_before)
             while state.step_in_epoch < steps:
                 wait_start = time.perf_counter()
                 inputs, label, weight = next(batches)
@@ -216,13 +217,12 @@ class _Loop:
                 self._train_step(inputs, label, weight)
                 state.step += 1
                 state.step_in_epoch += 1
-                done = min(state.step_in_epoch * config.batch_size, num_clips)
-                progress.advance(min(config.batch_size, done - (state.step_in_epoch - 1) * config.batch_size))
-                if (
-                    config.checkpoint_every
-                    and state.step % config.checkpoint_every == 0
-                    and state.step_in_epoch < steps
-                ):
+                reached = min(state.step_in_epoch * config.batch_size, num_clips)
+                progress.advance(reached - done)
+                done = reached
+                # The end of an epoch has its own checkpoint, after validation.
+                every = config.checkpoint_every
+                if every is not None and state.step % every == 0 and state.step_in_epoch < steps:
                     self._save_checkpoint()
         loss, accuracy = float(self._loss.result()), float(self._accuracy.result())
         if not math.isfinite(loss):
@@ -241,7 +241,7 @@ class _Loop:
         _log.info(
             "Epoch %d/%d: loss %.4f, accuracy %.3f%s; %.1f clips/s, %.0f %% of the time waiting for data.",
             state.epoch + 1, config.epochs, loss, accuracy, validation,
-            num_clips / seconds, 100 * waited / seconds,
+            (num_clips - done_before) / seconds, 100 * waited / seconds,
         )  # fmt: skip
         return row
 
