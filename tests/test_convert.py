@@ -106,6 +106,19 @@ def test_a_damaged_shard_is_made_again(tmp_path: Path, conversion: MakeConversio
     assert _bytes_of(folder) == _bytes_of(Path(data_dir))
 
 
+def test_a_dataset_under_repair_is_not_one(
+    tmp_path: Path, conversion: MakeConversion, data_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(data_dir, folder)
+    (folder / "train-00000-of-00002.tfrecord").unlink()
+    monkeypatch.setattr(shards, "write_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        convert.convert(conversion(folder))
+    with pytest.raises(shards.ShardError, match="not a finished dataset"):
+        shards.read_info(folder)
+
+
 def test_edited_papers_are_written_again(tmp_path: Path, conversion: MakeConversion, data_dir: str) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(data_dir, folder)
@@ -257,6 +270,12 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, conversion: MakeConvers
     (tmp_path / "file").touch()
     with pytest.raises(convert.ConversionError, match="Cannot write to .*file"):
         convert.convert(conversion(tmp_path / "file" / "out"))
+
+
+def test_a_list_sorted_by_class_is_mixed_in_every_shard() -> None:
+    rows = [VideoRow(f"{name}/{index}", "", name, "train", "") for name in "ab" for index in range(200)]
+    for plan in convert.plan_shards(rows, "train", 4):
+        assert 30 <= sum(row.label_name == "a" for row in plan.rows) <= 70
 
 
 @given(st.sets(st.text("ab/1", min_size=1), min_size=1, max_size=30), st.integers(1, 7))

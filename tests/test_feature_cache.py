@@ -84,3 +84,13 @@ def test_an_interrupted_computation_leaves_no_table(
     table = feature_cache.cached_features(encoder, folder, info, "val", 4)
     assert table.label.shape == (2,)
     assert not list(Path(folder, "features").glob("*.tmp"))
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    encoder: keras.Model, folder: str, info: shards.DatasetInfo, tmp_path: Path
+) -> None:
+    (tmp_path / "features").touch()
+    with pytest.raises(
+        feature_cache.FeatureCacheError, match="Cannot write features to .*--cache_features=off"
+    ):
+        feature_cache.cached_features(encoder, str(tmp_path), info, "val", 4)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,24 +59,57 @@ def test_help_names_the_flags_and_an_example() -> None:
     assert "python tools/train.py --data_dir=" in ended.stdout
 
 
-def test_the_whole_path_through_the_tools(tmp_path: Path, video_dir: Path) -> None:
+@pytest.fixture
+def videos(video_dir: Path, tmp_path: Path) -> Path:
+    """`video_dir` with a broken file in it."""
+    folder = Path(shutil.copytree(video_dir, tmp_path / "videos"))
+    (folder / "train" / "short" / "broken.avi").write_bytes(b"garbage")
+    return folder
+
+
+def test_the_whole_path_through_the_tools(tmp_path: Path, videos: Path) -> None:
     records, run_dir = tmp_path / "records", tmp_path / "run"
-    (video_dir / "train" / "short" / "broken.avi").write_bytes(b"garbage")
-    try:
-        ended = run_tool(
-            "convert_videos.py", f"--video_dir={video_dir}", f"--output_dir={records}",
-            "--num_frames=4", "--image_size=32", "--encoding=raw", "--max_skipped=0.1",
-        )  # fmt: skip
-    finally:
-        (video_dir / "train" / "short" / "broken.avi").unlink()
+    convert = (
+        "convert_videos.py", f"--video_dir={videos}", f"--output_dir={records}",
+        "--num_frames=4", "--image_size=32", "--encoding=raw", "--max_skipped=0.1",
+    )  # fmt: skip
+    ended = run_tool(*convert)
     assert ended.returncode == 0, ended.stderr
-    assert "16 clips, 1 videos skipped" in ended.stdout
+    assert "16 clips, 1 videos skipped; 3 shards written, 0 kept" in ended.stdout
     assert "Skipped train/short/broken.avi: does not open as a video" in ended.stderr
 
-    ended = run_tool(
+    inspect = (
+        "inspect_shards.py",
+        f"--data_dir={records}",
+        "--verify",
+        f"--contact_sheet={tmp_path}/clips.png",
+    )
+    shard = next(records.glob("train-*"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    ended = run_tool(*inspect)
+    assert ended.returncode == 1
+    assert f"{shard.name}: {len(whole) - 1} bytes instead of {len(whole)}" in ended.stdout
+    assert not (tmp_path / "clips.png").exists()
+
+    train = (
         "train.py", f"--data_dir={records}", f"--run_dir={run_dir}", "--backbone_weights=none",
         "--epochs=1", "--batch_size=4", "--head=notebook",
     )  # fmt: skip
+    ended = run_tool(*train)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"train.py: {shard} has {len(whole) - 1} bytes; dataset_info.json says")
+    assert ended.stderr.count("\n") == 1
+
+    ended = run_tool(*convert)
+    assert "1 shards written, 2 kept" in ended.stdout
+    assert shard.read_bytes() == whole
+    ended = run_tool(*inspect)
+    assert ended.returncode == 0, ended.stdout
+    assert "skipped: 1\n        1  does not open as a video\nVerified: nothing is wrong." in ended.stdout
+    assert (tmp_path / "clips.png").read_bytes()[:4] == b"\x89PNG"
+
+    ended = run_tool(*train)
     assert ended.returncode == 0, ended.stderr
     assert f"{run_dir}/model.keras: epoch 1 of 1" in ended.stdout
 
@@ -84,7 +118,7 @@ def test_the_whole_path_through_the_tools(tmp_path: Path, video_dir: Path) -> No
     metrics = json.loads((run_dir / "eval_test" / "metrics.json").read_text())
     assert f"test accuracy {metrics['accuracy']:.4f} of 6 clips" in ended.stdout
 
-    good = str(video_dir / "test" / "long" / "video_00.avi")
+    good = str(videos / "test" / "long" / "video_00.avi")
     ended = run_tool("predict.py", f"--run_dir={run_dir}", "--json", good, "nowhere.avi")
     assert ended.returncode == 1
     assert "nowhere.avi: no such file" in ended.stderr

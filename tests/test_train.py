@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -228,3 +229,27 @@ def test_plain_fit_takes_the_dataset_and_the_model(data_dir: str, info: shards.D
     fused.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     history = fused.fit(input_pipeline.train_dataset(data_dir, info, 3, seed=1, epoch=0), verbose=0)
     assert np.isfinite(history.history["loss"][0])
+
+
+@pytest.mark.parametrize("cache_features", ["auto", "off"])
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+def test_a_damaged_shard_stops_the_run_with_the_next_step(
+    tmp_path: Path, train_config: MakeConfig, info: shards.DatasetInfo, cache_features: str, damage: str
+) -> None:
+    """A flipped byte, and a cut at a record's border that dataset_info.json was edited to hide."""
+    config = train_config(tmp_path / "run", cache_features=cache_features)
+    folder = Path(
+        shutil.copytree(config.data_dir, tmp_path / "copy", ignore=shutil.ignore_patterns("features"))
+    )
+    path = folder / info.splits["train"][0].name
+    data = bytearray(path.read_bytes())
+    if damage == "flipped":
+        data[200] ^= 1
+    else:
+        data = data[: 16 + int.from_bytes(data[:8], "little")]
+        text = (folder / shards.INFO_NAME).read_text()
+        (folder / shards.INFO_NAME).write_text(text.replace(str(path.stat().st_size), str(len(data)), 1))
+    path.write_bytes(data)
+    message = "corrupted record" if damage == "flipped" else "contained only . elements"
+    with pytest.raises(shards.ShardError, match=f"{message}.*inspect_shards.py --data_dir=.* --verify"):
+        train.train(dataclasses.replace(config, data_dir=str(folder)))

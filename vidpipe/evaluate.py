@@ -61,7 +61,8 @@ def evaluate(run_dir: str, data_dir: str, split: str, batch_size: int = 8) -> Ev
     if info.clip.spec != card.clip.spec:
         raise EvaluateError(f"The model takes {card.clip.spec}; {data_dir} holds {info.clip.spec}.")
     rows = shards.clip_rows(data_dir, split)
-    labels, probabilities = _predict_split(model, data_dir, info, split, batch_size)
+    with shards.named_damage(data_dir):
+        labels, probabilities = _predict_split(model, data_dir, info, split, batch_size)
     if [info.classes[label] for label in labels] != [row["label"] for row in rows]:
         raise EvaluateError(
             f"{data_dir}: {shards.VIDEOS_NAME} does not describe these {split} shards. "

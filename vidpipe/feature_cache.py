@@ -14,15 +14,21 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+from filelock import FileLock
 
 from vidpipe.config import fingerprint
 from vidpipe.input_pipeline import eval_dataset, fill_batch, in_epoch_order
 from vidpipe.progress import Progress
 from vidpipe.shards import DatasetInfo
+from vidpipe.spec import VidpipeError
 
 _FOLDER = "features"
 _PREFETCHED_BATCHES = 2
 _log = logging.getLogger(__name__)
+
+
+class FeatureCacheError(VidpipeError):
+    """The features cannot be kept beside the shards."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +57,24 @@ def cached_features(
       info: its dataset_info.
       split: which clips.
       batch_size: clips per call of the encoder.
+
+    Raises:
+      FeatureCacheError: the folder of the features cannot be written.
     """
     folder = Path(data_dir) / _FOLDER / f"{split}-{_key(encoder, info)}"
-    if not folder.is_dir():
-        _compute(encoder, data_dir, info, split, batch_size, folder)
-    else:
-        _log.info("Features of %s: read from %s.", split, folder)
+    try:
+        folder.parent.mkdir(exist_ok=True)
+        # Two runs may start at once: the second waits, and reads what the first computed.
+        with FileLock(f"{folder}.lock"):
+            if folder.is_dir():
+                _log.info("Features of %s: read from %s.", split, folder)
+            else:
+                _compute(encoder, data_dir, info, split, batch_size, folder)
+    except OSError as error:
+        raise FeatureCacheError(
+            f"Cannot write features to {folder.parent} ({error.strerror}). Make room, or the folder "
+            "writable, or run the backbone in every epoch with --cache_features=off."
+        ) from error
     return FeatureTable(
         features=np.load(folder / "features.npy", mmap_mode="r"),
         mask=np.load(folder / "mask.npy"),

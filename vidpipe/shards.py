@@ -8,6 +8,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -197,6 +198,28 @@ def shard_paths(data_dir: str | Path, info: DatasetInfo, split: str) -> list[str
             )
         paths.append(str(path))
     return paths
+
+
+@contextmanager
+def named_damage(data_dir: str | Path) -> Iterator[None]:
+    """Turns what TensorFlow says of a damaged record in the block into a ShardError with the next step."""
+    try:
+        yield
+    except (
+        tf.errors.DataLossError,
+        tf.errors.FailedPreconditionError,
+        tf.errors.InvalidArgumentError,
+    ) as error:
+        damage = re.search(
+            r"(corrupted|truncated) record|contained only \d+ elements|(?i:jpeg|png).*", error.message
+        )
+        if damage is None:
+            raise
+        raise ShardError(
+            f"A shard of {data_dir} is damaged ({damage.group()}). tools/inspect_shards.py "
+            f"--data_dir={data_dir} --verify names every damaged record; the tools/convert_videos.py command "
+            "that made it repairs it."
+        ) from error
 
 
 def read_videos(data_dir: str | Path) -> Iterator[dict[str, str]]:

@@ -96,6 +96,8 @@ def train(config: TrainConfig) -> TrainResult:
         _log.info("%s is finished: it has a metrics.json. Nothing to do.", run_dir)
         return TrainResult(run_dir, json.loads(finished.read_text(encoding="utf-8")))
 
+    for split in ("train", "val") if info.num_clips("val") else ("train",):
+        shards.shard_paths(config.data_dir, info, split)
     precision = resolve_precision(config.precision)
     if not tf.config.list_physical_devices("GPU"):
         # Threads on a CPU add up gradients in any order; this makes a resumed run equal to the bit.
@@ -106,7 +108,8 @@ def train(config: TrainConfig) -> TrainResult:
     optimizer = keras.optimizers.Adam(config.learning_rate)
     if precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    batches = _batches(config, info, model)
+    with shards.named_damage(config.data_dir):
+        batches = _batches(config, info, model)
     optimizer.build(batches.model.trainable_variables)
     _log.info(
         "%d train, %d val clips of %d classes; %s, batches of %d clips, %s.",
@@ -116,7 +119,8 @@ def train(config: TrainConfig) -> TrainResult:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         shards.write_text(run_dir / "config.json", json.dumps(settings, indent=2) + "\n")
-        return _Loop(config, info, model, optimizer, batches).run()
+        with shards.named_damage(config.data_dir):
+            return _Loop(config, info, model, optimizer, batches).run()
     except OSError as error:
         raise TrainError(f"Cannot write to {run_dir}: {error.strerror}. What it holds is kept.") from error
 
@@ -288,7 +292,6 @@ def _batches(config: TrainConfig, info: shards.DatasetInfo, model: FusedModel) -
     if not has_val:
         _log.warning("The dataset has no val split: model.keras is the last epoch's, not the best one's.")
     seed, batch_size, data_dir = config.seed, config.batch_size, config.data_dir
-    shards.shard_paths(data_dir, info, "train")
     if config.model.fine_tune == "none" and config.cache_features != "off":
         tables = {
             split: feature_cache.cached_features(model.encoder, data_dir, info, split, _encode_batch(config))
