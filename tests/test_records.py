@@ -32,9 +32,10 @@ def test_round_trip(encoding: str) -> None:
 def test_jpeg_read_back_equals_what_opencv_decodes(quality: int) -> None:
     smooth = cv2.GaussianBlur(FRAMES[0], (9, 9), 0)
     encoded = video.encode_frame(smooth, "jpeg", quality)
-    opencv = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    opencv = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    assert opencv is not None
     decoded = records.decode_frames(tf.constant([encoded]), "jpeg", ClipSpec(1, 32, 32))
-    assert (decoded.numpy()[0] == opencv).all()
+    assert (decoded.numpy()[0] == opencv[..., ::-1]).all()
 
 
 def test_the_conventional_keys_are_there() -> None:

@@ -147,7 +147,9 @@ def test_lossless_encodings(encoding: str) -> None:
     if encoding == "raw":
         decoded = np.frombuffer(encoded, np.uint8).reshape(frame.shape)
     else:
-        decoded = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+        bgr = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+        assert bgr is not None
+        decoded = bgr[..., ::-1]
     assert (decoded == frame).all()
 
 

@@ -33,11 +33,12 @@ def save_checkpoint(
       state: JSON values.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {f"v{place:05d}": variable.numpy() for place, variable in enumerate(variables)}
+    arrays: dict[str, Any] = {f"v{place:05d}": value.numpy() for place, value in enumerate(variables)}
+    arrays[_STATE] = np.frombuffer(json.dumps(state).encode(), np.uint8)
     path = folder / f"step-{step:08d}.npz"
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
-        np.savez(file, **arrays, **{_STATE: np.frombuffer(json.dumps(state).encode(), np.uint8)})
+        np.savez(file, **arrays)
     commit(temporary, path)
     for old in _checkpoints(folder)[:-_KEPT]:
         old.unlink()

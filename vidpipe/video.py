@@ -123,7 +123,7 @@ def read_clip(path: str, clip: ClipConfig) -> VideoClip:
         if len(frames) < len(wanted):
             raise VideoReadError(path, "gives another number of frames each time it is read")
     info = VideoInfo(claimed, decoded, at_end, fps, *shape)
-    return VideoClip(np.stack(frames), wanted[: len(frames)], info)
+    return VideoClip(frames, wanted[: len(frames)], info)
 
 
 def read_encoded_clip(path: str, clip: ClipConfig, encoding: str, jpeg_quality: int) -> EncodedClip:
@@ -202,34 +202,36 @@ def _count_frames(path: str) -> int:
 
 def _decode(
     capture: cv2.VideoCapture, path: str, wanted: np.ndarray, image_size: int, read_on: bool
-) -> tuple[list[np.ndarray], int, bool, tuple[int, int]]:
+) -> tuple[np.ndarray, int, bool, tuple[int, int]]:
     """Gives the wanted frames that are there, how many were read, whether to the end, and (height, width)."""
-    frames: list[np.ndarray] = []
-    position, shape = 0, (0, 0)
-    while read_on or len(frames) < len(wanted):
+    frames = np.empty((len(wanted), image_size, image_size, 3), np.uint8)
+    count, position, shape = 0, 0, (0, 0)
+    image = None  # its memory is used again for every frame
+    while read_on or count < len(wanted):
         if not capture.grab():
-            return frames, position, True, shape
-        if len(frames) < len(wanted) and position == wanted[len(frames)]:
-            readable, frame = capture.retrieve()
+            return frames[:count], position, True, shape
+        if count < len(wanted) and position == wanted[count]:
+            readable, image = capture.retrieve(image)
             if not readable:
                 raise VideoReadError(
                     path, f"1 of {len(wanted)} frames unreadable: frame {position} of the video"
                 )
-            shape = frame.shape[:2]
-            frames.append(_square(frame, image_size))
+            shape = image.shape[:2]
+            _write_square(image, frames[count])
+            count += 1
         position += 1
-    return frames, position, False, shape
+    return frames[:count], position, False, shape
 
 
-def _square(frame: np.ndarray, image_size: int) -> np.ndarray:
-    """The centre square, resized, BGR -> RGB."""
-    height, width = frame.shape[:2]
-    side = min(height, width)
+def _write_square(image: np.ndarray, frame: np.ndarray) -> None:
+    """Writes the centre square of `image`, resized, BGR -> RGB, into `frame`."""
+    height, width = image.shape[:2]
+    side, image_size = min(height, width), len(frame)
     top, left = (height - side) // 2, (width - side) // 2
-    square = frame[top : top + side, left : left + side]
+    square = image[top : top + side, left : left + side]
     if side != image_size:
         # Linear interpolation looks at 2 x 2 pixels: from half size down it skips some and aliases. Averaging
         # does not, at five times the cost and more, so it is left to where it is needed.
         interpolation = cv2.INTER_AREA if side >= 2 * image_size else cv2.INTER_LINEAR
         square = cv2.resize(square, (image_size, image_size), interpolation=interpolation)
-    return cv2.cvtColor(square, cv2.COLOR_BGR2RGB)
+    cv2.cvtColor(square, cv2.COLOR_BGR2RGB, dst=frame)
