@@ -53,6 +53,7 @@ def benchmark_decode(paths: list[str]) -> Iterator[dict[str, Any]]:
 
 def benchmark_convert(video_dir: str) -> Iterator[dict[str, Any]]:
     """One row: wall time of the whole conversion with two workers, against one."""
+    cli.load_tensorflow()
     from vidpipe import convert
 
     def seconds(num_workers: int) -> float:

@@ -36,6 +36,22 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     app.run(guarded, flags_parser=_parse)
 
 
+def load_tensorflow() -> None:
+    """Imports TensorFlow, once the flags are known to be right: it takes seconds.
+
+    From 2.21 on its C++ side writes notices to stderr before its log can be told to be quiet; what it writes
+    during the import is dropped. An import that fails still raises.
+    """
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        import tensorflow  # noqa: F401
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
 def no_arguments(arguments: list[str]) -> None:
     """Ends with 2 where the command line has words that are no flags."""
     if arguments:

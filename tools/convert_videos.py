@@ -63,7 +63,8 @@ def main(arguments: list[str]) -> None:
         max_skipped=_MAX_SKIPPED.value,
         timeout_sec=_TIMEOUT_SEC.value,
     )
-    # Imported here: spawned workers import this file too, and must not load TensorFlow.
+    # Loaded here: spawned workers import this file too, and must stay free of TensorFlow.
+    cli.load_tensorflow()
     from vidpipe import convert
 
     report = convert.convert(config)

@@ -16,6 +16,7 @@ _SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Which clips.")
 def main(arguments: list[str]) -> None:
     """Flags -> evaluate; prints the report per class and the headline."""
     cli.no_arguments(arguments)
+    cli.load_tensorflow()
     from vidpipe import evaluate
 
     evaluation = evaluate.evaluate(_RUN_DIR.value, _DATA_DIR.value, _SPLIT.value)

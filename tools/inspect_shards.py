@@ -22,6 +22,7 @@ _CONTACT_SHEET = flags.DEFINE_string("contact_sheet", None, "Write a PNG of some
 def main(arguments: list[str]) -> int:
     """Prints the summary; with --verify, the problems."""
     cli.no_arguments(arguments)
+    cli.load_tensorflow()
     from vidpipe import verify
 
     if _VERIFY.value:

@@ -18,6 +18,7 @@ def main(arguments: list[str]) -> int:
     """Videos -> ranked class probabilities; 1 if any video could not be read."""
     if not arguments:
         cli.usage_error("name at least one video")
+    cli.load_tensorflow()
     from vidpipe import predict
 
     code = 0

@@ -57,6 +57,7 @@ def main(arguments: list[str]) -> None:
         checkpoint_every=_CHECKPOINT_EVERY.value,
         seed=_SEED.value,
     )
+    cli.load_tensorflow()
     from vidpipe import train
 
     result = train.train(config)
