@@ -129,19 +129,28 @@ def straight(
     return config
 
 
-@pytest.mark.parametrize("kill_at", [1, 3, 5])
+@pytest.mark.parametrize(
+    ("kill_at", "saved"),
+    [
+        pytest.param(1, False, id="at the first step"),
+        pytest.param(3, False, id="at the end of an epoch"),
+        pytest.param(5, False, id="in the second epoch"),
+        pytest.param(6, True, id="behind the last checkpoint"),
+    ],
+)
 def test_a_run_killed_at_any_step_ends_as_if_it_never_had_been(
-    tmp_path: Path, straight: TrainConfig, kill_at: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, straight: TrainConfig, kill_at: int, saved: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed after a step and before its checkpoint, in the first epoch, at its end, and in the second."""
+    """Killed after a step, before its checkpoint or right behind it: weights, history, checkpoint agree."""
     interrupted = dataclasses.replace(straight, run_dir=str(tmp_path))
     runs = [Path(straight.run_dir), tmp_path]
     original = checkpoint.save_checkpoint
 
     def killed(folder: Path, step: int, *rest: object) -> None:
+        if step != kill_at or saved:
+            original(folder, step, *rest)  # type: ignore[arg-type]
         if step == kill_at:
             raise KeyboardInterrupt
-        original(folder, step, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(train, "save_checkpoint", killed)
     with pytest.raises(KeyboardInterrupt):

@@ -191,8 +191,9 @@ class _Loop:
             self._state.epoch, self._state.step_in_epoch = self._state.epoch + 1, 0
             self._loss.reset_state()
             self._accuracy.reset_state()
-            self._save_checkpoint()
+            # The checkpoint comes last: what it says is done is on the disk.
             _write_history(self._run_dir / "history.csv", self._state.history)
+            self._save_checkpoint()
             with summaries.as_default(step=self._state.epoch):
                 for name, value in row.items():
                     if value is not None and name != "epoch":
