@@ -77,6 +77,8 @@ def test_a_run_leaves_its_papers(finished: Path) -> None:
     assert metrics["best_epoch"] == 1 + losses.index(min(losses))
     assert metrics["val_loss"] == min(losses)
     assert list((finished / "tensorboard").glob("events*"))
+    # 8 clips in batches of 3, 3 epochs
+    assert sorted(path.name for path in (finished / "checkpoints").iterdir())[-1] == "step-00000009.npz"
     with zipfile.ZipFile(finished / "model.keras") as archive:
         card = json.loads(archive.read("vidpipe.json"))
     assert card["classes"] == ["long", "short"]
