@@ -134,6 +134,17 @@ def test_few_groups_still_give_every_class_a_validation_group() -> None:
     assert Counter(row.label_name for row in rows if row.split == "val") == {"a": 5, "b": 5, "c": 5}
 
 
+@pytest.mark.parametrize("num_groups", [2, 3, 4, 5])
+def test_small_classes_still_give_a_validation_clip_each(num_groups: int) -> None:
+    rows = assign_validation(_rows({"a": [1] * num_groups, "b": [1] * num_groups}), 0.1, seed=1)
+    assert Counter(row.label_name for row in rows if row.split == "val") == {"a": 1, "b": 1}
+
+
+def test_a_small_class_does_not_cost_the_others_half_of_their_clips() -> None:
+    rows = assign_validation(_rows({"a": [1] * 40, "b": [1] * 40, "rare": [1, 1]}), 0.1, seed=1)
+    assert sum(row.split == "val" for row in rows if row.label_name != "rare") == 8
+
+
 def test_validation_depends_on_the_seed_and_not_on_the_order_of_rows() -> None:
     rows = _rows({"a": [1] * 40, "b": [1] * 40})
 

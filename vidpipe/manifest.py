@@ -144,11 +144,15 @@ def _validation_fold(labels: np.ndarray, groups: np.ndarray, val_fraction: float
 
     def distance(fold: np.ndarray) -> float:
         taken = Counter(labels[fold].tolist())
-        # A class that is wholly held out could not be learned: worse than anything else.
-        return sum(
-            abs(taken[name] / size - val_fraction) + (len(class_sizes) if taken[name] == size else 0)
-            for name, size in class_sizes.items()
-        )
+        total = 0.0
+        for name, size in class_sizes.items():
+            if taken[name] == 0:
+                total += 0.5  # no clip of a class is worse than any share that leaves half of it
+            elif taken[name] == size:
+                total += len(class_sizes)  # what is wholly held out could not be learned: worse than all
+            else:
+                total += abs(taken[name] / size - val_fraction)
+        return total
 
     best = np.array([], np.int64)
     for count in sorted(fold_counts, reverse=True):
