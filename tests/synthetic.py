@@ -37,9 +37,30 @@ def write_class_folders(folder: Path, videos: dict[str, list[int]]) -> None:
             write_brightness_video(folder / class_name / f"video_{number:02d}.avi", num_frames)
 
 
+def committed_bytes(folder: Path) -> dict[str, bytes]:
+    """Every committed file of a dataset: shards, dataset_info.json, videos.csv."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
 def slow_read(path: str, clip: ClipConfig, encoding: str, quality: int) -> video.EncodedClip:
     """Runs in a worker: reads as ever, but takes long enough to be killed at it."""
     time.sleep(0.1)
+    return video.read_encoded_clip(path, clip, encoding, quality)
+
+
+def flaky_read(path: str, clip: ClipConfig, encoding: str, quality: int) -> video.EncodedClip:
+    """Runs in a worker: the first to read a video_00.avi dies at it, and leaves a mark for the next."""
+    mark = Path(os.environ["FLAKY_READ_MARKS"]) / Path(path).name
+    if mark.name == "video_00.avi" and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return video.read_encoded_clip(path, clip, encoding, quality)
+
+
+def greedy_read(path: str, clip: ClipConfig, encoding: str, quality: int) -> video.EncodedClip:
+    """Runs in a worker: needs half a GiB for some videos."""
+    if Path(path).parts[-2:] == ("long", "video_00.avi"):
+        np.ones(2**29, np.uint8)
     return video.read_encoded_clip(path, clip, encoding, quality)
 
 

@@ -18,7 +18,7 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synthetic import faulty_read
+from synthetic import committed_bytes, faulty_read, flaky_read, greedy_read, slow_read
 from vidpipe import convert, shards
 from vidpipe.config import ConversionConfig
 from vidpipe.manifest import VideoRow
@@ -26,16 +26,11 @@ from vidpipe.manifest import VideoRow
 MakeConversion = Callable[..., ConversionConfig]
 
 
-def _bytes_of(folder: Path) -> dict[str, bytes]:
-    """Every committed file: shards, dataset_info.json, videos.csv."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
-
-
 def test_any_number_of_workers_gives_the_same_bytes(
     tmp_path: Path, conversion: MakeConversion, data_dir: str
 ) -> None:
     convert.convert(conversion(tmp_path / "one", num_workers=1))
-    assert _bytes_of(tmp_path / "one") == _bytes_of(Path(data_dir))
+    assert committed_bytes(tmp_path / "one") == committed_bytes(Path(data_dir))
 
 
 def test_splits_and_clips(info: shards.DatasetInfo, data_dir: str) -> None:
@@ -103,7 +98,7 @@ def test_a_damaged_shard_is_made_again(tmp_path: Path, conversion: MakeConversio
     shard.write_bytes(bytes(data))
     report = convert.convert(conversion(folder))
     assert (report.shards_made, report.shards_kept) == (1, 4)
-    assert _bytes_of(folder) == _bytes_of(Path(data_dir))
+    assert committed_bytes(folder) == committed_bytes(Path(data_dir))
 
 
 def test_a_dataset_under_repair_is_not_one(
@@ -125,7 +120,7 @@ def test_edited_papers_are_written_again(tmp_path: Path, conversion: MakeConvers
     for name in (shards.INFO_NAME, shards.VIDEOS_NAME):
         (folder / name).write_text((folder / name).read_text().replace("short", "tall"))
     assert convert.convert(conversion(folder)).shards_kept == 5
-    assert _bytes_of(folder) == _bytes_of(Path(data_dir))
+    assert committed_bytes(folder) == committed_bytes(Path(data_dir))
 
 
 @pytest.mark.parametrize("stop_at", range(13))
@@ -151,7 +146,7 @@ def test_stopped_at_any_commit_it_goes_on_to_the_same_bytes(
         shards.read_info(tmp_path / "out")
     report = convert.convert(conversion(tmp_path / "out"))
     assert report.shards_kept == min(5, max(0, stop_at - 1) // 2)
-    assert _bytes_of(tmp_path / "out") == _bytes_of(Path(data_dir))
+    assert committed_bytes(tmp_path / "out") == committed_bytes(Path(data_dir))
 
 
 def _start(config: ConversionConfig) -> subprocess.Popen:
@@ -193,7 +188,7 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(
         break
     assert process.returncode == 0
     assert kills >= 1
-    assert _bytes_of(tmp_path / "out") == _bytes_of(Path(data_dir))
+    assert committed_bytes(tmp_path / "out") == committed_bytes(Path(data_dir))
 
 
 def test_workers_do_not_outlive_a_killed_converter(tmp_path: Path, conversion: MakeConversion) -> None:
@@ -230,20 +225,74 @@ except convert.ConversionError as error:
     assert not any(path.suffix == ".tfrecord" and path.stat().st_size > limit for path in tmp_path.rglob("*"))
     for name in ("out", "straight"):
         convert.convert(conversion(tmp_path / name, encoding="raw"))
-    assert _bytes_of(tmp_path / "out") == _bytes_of(tmp_path / "straight")
+    assert committed_bytes(tmp_path / "out") == committed_bytes(tmp_path / "straight")
 
 
 def test_another_dataset_in_the_folder_is_refused(conversion: MakeConversion, data_dir: str) -> None:
-    before = _bytes_of(Path(data_dir))
+    before = committed_bytes(Path(data_dir))
     with pytest.raises(convert.ConversionError, match="other settings .*encoding: png -> raw"):
         convert.convert(conversion(Path(data_dir), encoding="raw"))
-    assert _bytes_of(Path(data_dir)) == before
+    assert committed_bytes(Path(data_dir)) == before
 
 
 def test_foreign_shards_in_the_folder_are_refused(tmp_path: Path, conversion: MakeConversion) -> None:
     (tmp_path / "other.tfrecord").touch()
     with pytest.raises(convert.ConversionError, match="holds other.tfrecord, which this tool did not begin"):
         convert.convert(conversion(tmp_path))
+
+
+def test_a_clock_that_jumps_costs_nothing(
+    tmp_path: Path, conversion: MakeConversion, data_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour forward while videos are being read: their time seems to be up, but they get another try."""
+    started = time.monotonic()
+
+    class JumpingTime:
+        sleep = staticmethod(time.sleep)
+
+        @staticmethod
+        def time() -> float:
+            return time.time() + (3600 if time.monotonic() > started + 0.7 else 0)
+
+    monkeypatch.setattr("pebble.pool.process.time", JumpingTime)
+    report = convert.convert(conversion(tmp_path / "out", timeout_sec=30), read=slow_read)
+    assert time.monotonic() > started + 0.7
+    assert report.skipped == []
+    assert committed_bytes(tmp_path / "out") == committed_bytes(Path(data_dir))
+
+
+def test_a_decoder_that_dies_once_is_given_another_try(
+    tmp_path: Path, conversion: MakeConversion, data_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLAKY_READ_MARKS", str(tmp_path))
+    report = convert.convert(conversion(tmp_path / "out"), read=flaky_read)
+    assert (tmp_path / "video_00.avi").exists()
+    assert report.skipped == []
+    assert committed_bytes(tmp_path / "out") == committed_bytes(Path(data_dir))
+
+
+def test_a_video_that_needs_too_much_memory_costs_itself_only(
+    tmp_path: Path, conversion: MakeConversion
+) -> None:
+    config = conversion(tmp_path / "out", max_skipped=0.5, worker_memory_mb=400)
+    report = convert.convert(config, read=greedy_read)
+    assert dict(report.skipped) == {
+        "train/long/video_00.avi": "larger than the limit of memory",
+        "test/long/video_00.avi": "larger than the limit of memory",
+    }
+    assert report.written == 14
+
+
+def test_leftovers_of_a_killed_conversion_are_cleared(
+    tmp_path: Path, conversion: MakeConversion, data_dir: str
+) -> None:
+    folder = Path(shutil.copytree(data_dir, tmp_path / "out"))
+    (folder / shards.INFO_NAME).unlink()
+    for name in ("train-00000-of-00002.tfrecord.0123.tmp", ".conversion/plan.json.0123.tmp"):
+        (folder / name).write_bytes(b"half")
+    convert.convert(conversion(folder))
+    assert committed_bytes(folder) == committed_bytes(Path(data_dir))
+    assert not list(folder.rglob("*.tmp"))
 
 
 def test_a_second_converter_is_stopped(tmp_path: Path, conversion: MakeConversion) -> None:
@@ -270,6 +319,17 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, conversion: MakeConvers
     (tmp_path / "file").touch()
     with pytest.raises(convert.ConversionError, match="Cannot write to .*file"):
         convert.convert(conversion(tmp_path / "file" / "out"))
+
+
+def test_a_read_only_folder(tmp_path: Path, conversion: MakeConversion) -> None:
+    folder = Path("/proc")  # nobody may write there, root neither
+    if os.geteuid() != 0:
+        folder = tmp_path / "read_only"
+        folder.mkdir(mode=0o500)
+    with pytest.raises(
+        convert.ConversionError, match=f"Cannot write to {folder}.*run the same command again"
+    ):
+        convert.convert(conversion(folder / "out"))
 
 
 def test_a_list_sorted_by_class_is_mixed_in_every_shard() -> None:

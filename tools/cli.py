@@ -31,9 +31,19 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         except KeyboardInterrupt:
             print(f"{_tool_name()}: interrupted", file=sys.stderr)
             code = 130
-        sys.exit(code)
+        _leave(code)
 
     app.run(guarded, flags_parser=_parse)
+
+
+def _leave(code: int) -> NoReturn:
+    if "tensorflow_io" in sys.modules:
+        # Its S3 client aborts the interpreter on the way out, with exit code 134 (tensorflow/io issue 1912).
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def load_tensorflow() -> None:

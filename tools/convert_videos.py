@@ -5,12 +5,24 @@
 
 The list of videos comes from UCF101's lists, from CSV files, or from class folders in --video_dir. A
 conversion that was interrupted goes on when the same command is run again.
+
+With --runner=beam the machines of an Apache Beam cluster make the shards. What follows `--` is for Beam:
+
+    python tools/convert_videos.py --video_dir=/nfs/videos --output_dir=s3://bucket/records --runner=beam \
+        -- --runner=FlinkRunner --flink_master=master:8081 --parallelism=64
 """
+
+import logging
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 import cli
 from vidpipe.config import ENCODINGS, ConversionConfig, ManifestConfig
+from vidpipe.spec import VidpipeError
+
+if TYPE_CHECKING:
+    from vidpipe import convert
 
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "The dataset goes here.", required=True)
 _VIDEO_DIR = flags.DEFINE_string("video_dir", None, "Where the videos lie.", required=True)
@@ -35,13 +47,22 @@ _MAX_SKIPPED = flags.DEFINE_float(
     "max_skipped", ConversionConfig.max_skipped, "Fail if a larger fraction of the videos is unreadable."
 )
 _TIMEOUT_SEC = flags.DEFINE_float(
-    "timeout_sec", ConversionConfig.timeout_sec, "A video that takes longer is skipped."
+    "timeout_sec", ConversionConfig.timeout_sec, "A video that takes longer, twice, is skipped."
+)
+_WORKER_MEMORY_MB = flags.DEFINE_integer(
+    "worker_memory_mb",
+    ConversionConfig.worker_memory_mb,
+    "A video that needs more memory to decode is skipped.",
+)
+_RUNNER = flags.DEFINE_enum(
+    "runner", "local", ["local", "beam"], "beam: on a cluster; its options follow after `--`."
 )
 
 
 def main(arguments: list[str]) -> None:
     """Flags -> ConversionConfig -> convert."""
-    cli.no_arguments(arguments)
+    if _RUNNER.value != "beam":
+        cli.no_arguments(arguments)
     config = ConversionConfig(
         output_dir=_OUTPUT_DIR.value,
         manifest=ManifestConfig(
@@ -62,16 +83,30 @@ def main(arguments: list[str]) -> None:
         num_workers=_NUM_WORKERS.value,
         max_skipped=_MAX_SKIPPED.value,
         timeout_sec=_TIMEOUT_SEC.value,
+        worker_memory_mb=_WORKER_MEMORY_MB.value,
     )
     # Loaded here: spawned workers import this file too, and must stay free of TensorFlow.
     cli.load_tensorflow()
     from vidpipe import convert
 
-    report = convert.convert(config)
+    report = convert.convert(config, runner=_runner(arguments))
     print(
         f"{config.output_dir}: {report.written} clips, {len(report.skipped)} videos skipped; "
         f"{report.shards_made} shards written, {report.shards_kept} kept."
     )
+
+
+def _runner(beam_args: list[str]) -> "convert.MakeShards | None":
+    if _RUNNER.value == "local":
+        return None
+    logging.disable(logging.WARNING)  # Beam names every optional package that is not installed
+    try:
+        from vidpipe import convert_beam
+    except ImportError as error:
+        raise VidpipeError(f"--runner=beam needs Beam: pip install 'vidpipe[beam]' ({error}).") from None
+    finally:
+        logging.disable(logging.NOTSET)
+    return convert_beam.runner(beam_args)
 
 
 if __name__ == "__main__":

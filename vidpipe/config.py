@@ -99,7 +99,8 @@ class ConversionConfig:
         estimate of a clip's size, so that it is known before the first video is read.
       num_workers: decoding processes; None starts one per core.
       max_skipped: the conversion fails when a larger fraction of the videos had to be skipped.
-      timeout_sec: a video that takes longer is skipped.
+      timeout_sec: a video that takes longer, twice, is skipped.
+      worker_memory_mb: a video that needs more memory to decode is skipped; in 2**20 bytes.
     """
 
     output_dir: str
@@ -111,10 +112,11 @@ class ConversionConfig:
     num_workers: int | None = None
     max_skipped: float = 0.01
     timeout_sec: float = 60
+    worker_memory_mb: int = 4096
 
     def __post_init__(self) -> None:
         _check_choice("encoding", self.encoding, ENCODINGS)
-        _check_at_least(self, num_workers=1)
+        _check_at_least(self, num_workers=1, worker_memory_mb=256)
         if not 1 <= self.jpeg_quality <= 100:
             raise ConfigError(f"jpeg_quality must be from 1 to 100; got {self.jpeg_quality}.")
         if not 0 <= self.max_skipped <= 1:

@@ -5,6 +5,7 @@ alone. So the same bytes come out for any number of workers, and a conversion th
 with the shards that are missing.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -12,6 +13,8 @@ import json
 import logging
 import multiprocessing
 import os
+import posixpath
+import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -24,7 +27,7 @@ import tensorflow as tf
 from filelock import FileLock, Timeout
 from pebble import ProcessExpired, ProcessPool
 
-from vidpipe import shards, video
+from vidpipe import remote, shards, video
 from vidpipe.config import ClipConfig, ConversionConfig, differences, fingerprint, to_dict
 from vidpipe.manifest import VideoRow, class_names, read_manifest
 from vidpipe.progress import Progress
@@ -32,10 +35,11 @@ from vidpipe.records import SCHEMA_VERSION, encode_clip
 from vidpipe.spec import SPLITS, VidpipeError
 
 ReadEncodedClip = Callable[[str, ClipConfig, str, int], video.EncodedClip]
+MakeShards = Callable[["Sequence[ShardPlan]", ConversionConfig, list[str], ReadEncodedClip], None]
 
 # What the conversion knows of itself while it runs, and what a repair needs later: the plan and, per
 # finished shard, the outcome of each of its videos.
-_STATE_DIR = ".conversion"
+STATE_DIR = ".conversion"
 # Natural frames of 224 pixels; JPEG at quality 95. An estimate decides how many shards there are.
 _BYTES_PER_PIXEL = {"jpeg": 0.4, "png": 2.0, "raw": 3.0}
 # Clips in flight per worker: enough to ride out a slow video, and the bound on the parent's memory.
@@ -80,12 +84,17 @@ class _Outcome:
     reason: str = ""
 
 
-def convert(config: ConversionConfig, read: ReadEncodedClip = video.read_encoded_clip) -> ConvertReport:
+def convert(
+    config: ConversionConfig,
+    read: ReadEncodedClip = video.read_encoded_clip,
+    runner: MakeShards | None = None,
+) -> ConvertReport:
     """Converts the manifest's videos into a dataset in `config.output_dir`, or goes on with it.
 
     Args:
       config: the conversion.
       read: what a worker calls for each video; importable by name, since workers are spawned.
+      runner: makes the shards that are missing; None for `make_shards`, here and now.
 
     Returns:
       What became of every video.
@@ -99,19 +108,21 @@ def convert(config: ConversionConfig, read: ReadEncodedClip = video.read_encoded
     _refuse_missing(rows, config)
     classes = class_names(rows)
     settings = _settings(config, rows, classes)
-    output_dir = Path(config.output_dir)
+    output_dir = config.output_dir
+    remote.connect(output_dir)
     try:
         _refuse_other_dataset(output_dir, settings)
-        (output_dir / _STATE_DIR).mkdir(parents=True, exist_ok=True)
-        with FileLock(output_dir / _STATE_DIR / "lock", timeout=0):
-            return _convert_locked(config, rows, classes, settings, read)
+        if not remote.is_remote(output_dir):
+            (Path(output_dir) / STATE_DIR).mkdir(parents=True, exist_ok=True)
+        with _lock(output_dir):
+            return _convert_locked(config, rows, classes, settings, read, runner or make_shards)
     except Timeout:
         raise ConversionError(
             f"Another conversion is writing to {output_dir}. Wait for it, or choose another output_dir."
         ) from None
     except (OSError, tf.errors.OpError) as error:
         raise ConversionError(
-            f"Cannot write to {output_dir}: {_first_line(error)}. Finished shards are kept; "
+            f"Cannot write to {output_dir}: {shards.first_line(error)}. Finished shards are kept; "
             "when there is room and permission, run the same command again."
         ) from error
 
@@ -133,14 +144,48 @@ def plan_shards(rows: Iterable[VideoRow], split: str, num_shards: int) -> list[S
     ]
 
 
+def make_shards(
+    plans: Sequence[ShardPlan],
+    config: ConversionConfig,
+    classes: list[str],
+    read: ReadEncodedClip = video.read_encoded_clip,
+) -> None:
+    """Makes these shards, and the state of each, with a pool of decoding processes on this machine.
+
+    Args:
+      plans: the shards; a part of a conversion's is as good as all.
+      config: the conversion.
+      classes: ordered; a label is an index into it.
+      read: as in `convert`.
+    """
+    # Spawned, not forked: OpenCV is not fork-safe. A worker that crashes or hangs costs its one video.
+    pool = ProcessPool(
+        _num_workers(config),
+        context=multiprocessing.get_context("spawn"),
+        initializer=video.limit_memory,
+        initargs=[config.worker_memory_mb],
+    )
+    total = sum(len(plan.rows) for plan in plans)
+    with pool, Progress("Converting", total, "videos") as progress:
+        try:
+            outcomes = _watched(_read_in_order(pool, plans, config, read), progress)
+            for plan in plans:
+                _make_shard(plan, itertools.islice(outcomes, len(plan.rows)), config, classes)
+        except BaseException:
+            pool.stop()
+            raise
+
+
 def _convert_locked(
     config: ConversionConfig,
     rows: Sequence[VideoRow],
     classes: list[str],
     settings: dict[str, Any],
     read: ReadEncodedClip,
+    runner: MakeShards,
 ) -> ConvertReport:
-    output_dir = Path(config.output_dir)
+    output_dir = config.output_dir
+    _delete_staged(output_dir)
     shards.write_text(_state(output_dir, "plan"), json.dumps(settings, indent=2) + "\n")
     plans = {
         split: plan_shards(rows, split, _num_shards(config, sum(row.split == split for row in rows)))
@@ -153,26 +198,9 @@ def _convert_locked(
         _log.info("%d of %d shards are finished already.", kept, len(every_plan))
     if to_make:
         # From here on, until it is written again, the folder is not a dataset.
-        (output_dir / shards.INFO_NAME).unlink(missing_ok=True)
-        _make_shards(to_make, config, classes, read)
+        _delete(posixpath.join(output_dir, shards.INFO_NAME))
+        runner(to_make, config, classes, read)
     return _finish(config, plans, classes, settings, kept)
-
-
-def _make_shards(
-    plans: list[ShardPlan], config: ConversionConfig, classes: list[str], read: ReadEncodedClip
-) -> None:
-    output_dir = Path(config.output_dir)
-    total = sum(len(plan.rows) for plan in plans)
-    # Spawned, not forked: OpenCV is not fork-safe. A worker that crashes or hangs costs its one video.
-    pool = ProcessPool(_num_workers(config), context=multiprocessing.get_context("spawn"))
-    with pool, Progress("Converting", total, "videos") as progress:
-        try:
-            outcomes = _watched(_read_in_order(pool, plans, config, read), progress)
-            for plan in plans:
-                _make_shard(plan, itertools.islice(outcomes, len(plan.rows)), config, classes, output_dir)
-        except BaseException:
-            pool.stop()
-            raise
 
 
 def _make_shard(
@@ -180,7 +208,6 @@ def _make_shard(
     outcomes: Iterable[_Outcome],
     config: ConversionConfig,
     classes: list[str],
-    output_dir: Path,
 ) -> None:
     """Writes one shard from the outcomes of its videos, in order, and then its state."""
     videos: list[dict[str, Any]] = []
@@ -195,9 +222,9 @@ def _make_shard(
                 yield _encode(row, outcome.clip, classes, config)
                 position += 1
 
-    info = shards.write_shard(output_dir / plan.name, examples())
+    info = shards.write_shard(posixpath.join(config.output_dir, plan.name), examples())
     state = {"shard": dataclasses.asdict(info), "videos": videos}
-    shards.write_text(_state(output_dir, plan.name), json.dumps(state) + "\n")
+    shards.write_text(_state(config.output_dir, plan.name), json.dumps(state) + "\n")
 
 
 def _watched(outcomes: Iterable[_Outcome], progress: Progress) -> Iterator[_Outcome]:
@@ -213,25 +240,35 @@ def _num_workers(config: ConversionConfig) -> int:
 
 
 def _read_in_order(
-    pool: ProcessPool, plans: list[ShardPlan], config: ConversionConfig, read: ReadEncodedClip
+    pool: ProcessPool, plans: Sequence[ShardPlan], config: ConversionConfig, read: ReadEncodedClip
 ) -> Iterator[_Outcome]:
     """Yields the outcome of every planned video, in order, with a bounded number of clips in flight."""
+
+    def start(row: VideoRow) -> Future | None:
+        path = str(Path(config.manifest.video_dir) / row.path)
+        arguments = [path, config.clip, config.encoding, config.jpeg_quality]
+        return pool.schedule(read, arguments, timeout=config.timeout_sec) if row.path else None
+
+    def outcome(row: VideoRow, future: Future | None) -> _Outcome:
+        first = _outcome(future, config)
+        # Not always the video's fault: the machine was busy, its clock was set, its memory was full.
+        return _outcome(start(row), config) if _may_pass(first.reason) else first
+
     window = _WINDOW_PER_WORKER * _num_workers(config)
-    in_flight: deque[Future | None] = deque()
+    in_flight: deque[tuple[VideoRow, Future | None]] = deque()
     for row in itertools.chain.from_iterable(plan.rows for plan in plans):
-        if row.path:
-            path = str(Path(config.manifest.video_dir) / row.path)
-            arguments = [path, config.clip, config.encoding, config.jpeg_quality]
-            in_flight.append(pool.schedule(read, arguments, timeout=config.timeout_sec))
-        else:
-            in_flight.append(None)
+        in_flight.append((row, start(row)))
         if len(in_flight) >= window:
-            yield _outcome(in_flight.popleft(), config.timeout_sec)
+            yield outcome(*in_flight.popleft())
     while in_flight:
-        yield _outcome(in_flight.popleft(), config.timeout_sec)
+        yield outcome(*in_flight.popleft())
 
 
-def _outcome(future: Future | None, timeout_sec: float) -> _Outcome:
+def _may_pass(reason: str) -> bool:
+    return reason.startswith(("timed out", "crashed"))
+
+
+def _outcome(future: Future | None, config: ConversionConfig) -> _Outcome:
     if future is None:
         return _Outcome(None, "not found under video_dir")
     try:
@@ -239,13 +276,13 @@ def _outcome(future: Future | None, timeout_sec: float) -> _Outcome:
     except video.VideoReadError as error:
         return _Outcome(None, error.reason)
     except FutureTimeoutError:
-        return _Outcome(None, f"timed out after {timeout_sec:g} s")
+        return _Outcome(None, f"timed out after {config.timeout_sec:g} s")
     except ProcessExpired as error:
         return _Outcome(None, f"crashed the decoder (exit code {error.exitcode})")
     except OSError as error:
         return _Outcome(None, f"cannot be read: {error.strerror}")
     except MemoryError:
-        return _Outcome(None, "larger than the memory")
+        return _Outcome(None, video.OUT_OF_MEMORY)
 
 
 def _encode(row: VideoRow, clip: video.EncodedClip, classes: list[str], config: ConversionConfig) -> bytes:
@@ -288,19 +325,17 @@ def _source_state(row: VideoRow, config: ConversionConfig) -> list[int] | None:
 
 def _is_finished(plan: ShardPlan, config: ConversionConfig) -> bool:
     """Whether an earlier run made this shard, it is undamaged, and its sources are what they were."""
-    output_dir = Path(config.output_dir)
     try:
-        state = json.loads(_state(output_dir, plan.name).read_text(encoding="utf-8"))
+        state = _read_state(config, plan)
         for row, outcome in zip(plan.rows, state["videos"], strict=True):
             if outcome["video_id"] != row.video_id or outcome["source"] != _source_state(row, config):
                 return False
-            # A busy machine or a failing disk may have been the cause: these are tried again.
-            if outcome.get("reason", "").startswith(("timed out", "crashed")):
+            if _may_pass(outcome.get("reason", "")):
                 return False
         info = shards.ShardInfo(**state["shard"])
-        path = output_dir / plan.name
-        return path.stat().st_size == info.bytes and shards.sha256_of(path) == info.sha256
-    except (OSError, ValueError, KeyError, TypeError):
+        address = posixpath.join(config.output_dir, plan.name)
+        return shards.size_of(address) == info.bytes and shards.sha256_of(address) == info.sha256
+    except (tf.errors.NotFoundError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -312,15 +347,15 @@ def _finish(
     shards_kept: int,
 ) -> ConvertReport:
     """Writes videos.csv from the shards' states, judges the skips, and commits the dataset."""
-    output_dir = Path(config.output_dir)
+    output_dir = config.output_dir
     written, skipped = 0, []
     splits: dict[str, tuple[shards.ShardInfo, ...]] = {}
-    table = output_dir / shards.VIDEOS_NAME
+    table = posixpath.join(output_dir, shards.VIDEOS_NAME)
     with shards.committed_csv(table, shards.VIDEO_COLUMNS) as writer:
         for split in SPLITS:
             infos = []
             for plan in plans[split]:
-                state = json.loads(_state(output_dir, plan.name).read_text(encoding="utf-8"))
+                state = _read_state(config, plan)
                 infos.append(shards.ShardInfo(**state["shard"]))
                 written += infos[-1].clips
                 for row in state["videos"]:
@@ -387,13 +422,13 @@ def _refuse_missing(rows: Sequence[VideoRow], config: ConversionConfig) -> None:
         )
 
 
-def _refuse_other_dataset(output_dir: Path, settings: dict[str, Any]) -> None:
-    if not output_dir.exists():
+def _refuse_other_dataset(output_dir: str, settings: dict[str, Any]) -> None:
+    if not tf.io.gfile.isdir(output_dir):
         return
     try:
-        earlier = json.loads(_state(output_dir, "plan").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        found = sorted(path.name for path in output_dir.iterdir() if path.suffix == ".tfrecord")
+        earlier = json.loads(shards.read_text(_state(output_dir, "plan")))
+    except (tf.errors.NotFoundError, ValueError):
+        found = shards.shard_names_in(output_dir)
         if found:
             raise ConversionError(
                 f"{output_dir} holds {found[0]}, which this tool did not begin. Choose another output_dir."
@@ -407,9 +442,33 @@ def _refuse_other_dataset(output_dir: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _state(output_dir: Path, name: str) -> Path:
-    return output_dir / _STATE_DIR / f"{name}.json"
+def _lock(output_dir: str) -> FileLock:
+    """Held by the one conversion of this folder; of a remote folder, by the one on this machine.
+
+    Two machines that convert to one remote folder do work twice but no harm: they write the same bytes.
+    """
+    if remote.is_remote(output_dir):
+        name = hashlib.sha256(output_dir.encode()).hexdigest()[:16]
+        return FileLock(Path(tempfile.gettempdir()) / f"vidpipe-{name}.lock", timeout=0)
+    return FileLock(Path(output_dir) / STATE_DIR / "lock", timeout=0)
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _state(output_dir: str, name: str) -> str:
+    return posixpath.join(output_dir, STATE_DIR, f"{name}.json")
+
+
+def _read_state(config: ConversionConfig, plan: ShardPlan) -> dict[str, Any]:
+    return json.loads(shards.read_text(_state(config.output_dir, plan.name)))
+
+
+def _delete_staged(output_dir: str) -> None:
+    """Clears what a conversion that was killed had half written; nothing is ever half there elsewhere."""
+    if not remote.is_remote(output_dir):
+        for pattern in ("*.tmp", f"{STATE_DIR}/*.tmp"):
+            for path in Path(output_dir).glob(pattern):
+                path.unlink()
+
+
+def _delete(address: str) -> None:
+    with contextlib.suppress(tf.errors.NotFoundError):
+        tf.io.gfile.remove(address)

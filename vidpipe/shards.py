@@ -1,4 +1,6 @@
-"""Shards on disk: their names, the writer that never leaves half a file, dataset_info.json and its checks.
+"""Shards: their names, the writer that never leaves half a file, dataset_info.json and its checks.
+
+A folder is a local path or a remote address (`vidpipe.remote`); tf.io.gfile serves both.
 
 TFRecord's own checksums do not see a file cut at a record's border, or a few bytes after one; the counts,
 sizes and digests in dataset_info.json do.
@@ -8,7 +10,10 @@ import csv
 import hashlib
 import json
 import os
+import posixpath
 import re
+import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,8 +22,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from vidpipe import remote
 from vidpipe.config import ClipConfig, from_dict
 from vidpipe.records import SCHEMA_VERSION
+from vidpipe.remote import Address
 from vidpipe.spec import SPLITS, VidpipeError
 
 INFO_NAME = "dataset_info.json"
@@ -77,40 +84,56 @@ def shard_name(split: str, index: int, count: int) -> str:
     return f"{split}-{index:05d}-of-{count:05d}.tfrecord"
 
 
-def write_shard(path: Path, examples: Iterable[bytes]) -> ShardInfo:
-    """Writes a shard under a temporary name and gives it its own once it is whole and on the disk.
+def write_shard(address: Address, examples: Iterable[bytes]) -> ShardInfo:
+    """Writes a shard that appears under its name once it is whole and durable.
 
     Args:
-      path: where the shard goes; an older file there is replaced.
+      address: where the shard goes; an older file there is replaced.
       examples: serialized clips.
     """
-    temporary = path.with_name(path.name + ".tmp")
     clips = 0
-    with tf.io.TFRecordWriter(str(temporary)) as writer:
-        for example in examples:
-            writer.write(example)
-            clips += 1
-    info = ShardInfo(path.name, clips, temporary.stat().st_size, sha256_of(temporary))
-    commit(temporary, path)
-    return info
+    with staged(address) as temporary:
+        with tf.io.TFRecordWriter(str(temporary)) as writer:
+            for example in examples:
+                writer.write(example)
+                clips += 1
+        return ShardInfo(posixpath.basename(address), clips, temporary.stat().st_size, sha256_of(temporary))
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(address: Address, text: str) -> None:
     """Writes a small file so that at any moment there is the old one or the new one, whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    commit(temporary, path)
+    with staged(address) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def committed_csv(path: Path, columns: Sequence[str]) -> Iterator["csv.DictWriter[str]"]:
+def committed_csv(address: Address, columns: Sequence[str]) -> Iterator["csv.DictWriter[str]"]:
     """Opens a table that appears under its name, whole, when the block ends well; other keys are left out."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
+    with staged(address) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         yield writer
-    commit(temporary, path)
+
+
+@contextmanager
+def staged(address: Address) -> Iterator[Path]:
+    """Gives a local file to write, which becomes `address` when the block ends well, and vanishes otherwise.
+
+    A process that is killed in the block leaves `*.tmp` files of its own, which nobody else writes to.
+    """
+    if remote.is_remote(address):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / "staged"
+            yield temporary
+            remote.upload(temporary, address)
+        return
+    path = Path(address)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        commit(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def commit(temporary: Path, path: Path) -> None:
@@ -125,37 +148,66 @@ def commit(temporary: Path, path: Path) -> None:
         os.close(folder)
 
 
-def sha256_of(path: Path) -> str:
+def read_text(address: Address) -> str:
+    """Reads a small file.
+
+    Raises:
+      tf.errors.OpError: it cannot be read; NotFoundError when it is not there.
+    """
+    with tf.io.gfile.GFile(address, "rb") as file:
+        return file.read().decode()
+
+
+def size_of(address: Address) -> int | None:
+    """A file's size in bytes; None when there is no such file."""
+    try:
+        found = tf.io.gfile.stat(address)
+    except tf.errors.NotFoundError:
+        return None
+    return None if found.is_directory else found.length
+
+
+def sha256_of(address: Address) -> str:
     """The sha256 of a file, as hexadecimal digits."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with tf.io.gfile.GFile(address, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
-def write_info(data_dir: Path, info: DatasetInfo) -> None:
+def shard_names_in(folder: Address) -> list[str]:
+    """The names of the files in `folder` that look like shards, sorted."""
+    return sorted(name for name in tf.io.gfile.listdir(folder) if ".tfrecord" in Path(name).suffixes)
+
+
+def write_info(data_dir: Address, info: DatasetInfo) -> None:
     """Commits a dataset: without this file, written last, the folder is not one."""
-    write_text(data_dir / INFO_NAME, json.dumps(asdict(info), indent=2) + "\n")
+    write_text(posixpath.join(data_dir, INFO_NAME), json.dumps(asdict(info), indent=2) + "\n")
 
 
-def read_info(data_dir: str | Path) -> DatasetInfo:
+def read_info(data_dir: Address) -> DatasetInfo:
     """Reads dataset_info.json.
 
     Raises:
       ShardError: the folder is not a finished dataset, or of a schema that this version does not read.
+      RemoteError: the address is of a file system that cannot be reached.
     """
-    path = Path(data_dir) / INFO_NAME
+    remote.connect(data_dir)
+    path = posixpath.join(data_dir, INFO_NAME)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
         version = values["schema_version"]
-    except FileNotFoundError:
-        if not Path(data_dir).is_dir():
-            raise ShardError(f"There is no folder {data_dir}.") from None
+    except tf.errors.NotFoundError:
+        if not tf.io.gfile.isdir(data_dir):
+            else_wrong = ", or credentials or endpoint are wrong" if remote.is_remote(data_dir) else ""
+            raise ShardError(f"There is no folder {data_dir}{else_wrong}.") from None
         raise ShardError(
             f"{data_dir} has no {INFO_NAME}, so it is not a finished dataset. If its conversion was "
             "interrupted, run the same tools/convert_videos.py command again."
         ) from None
+    except tf.errors.OpError as error:
+        raise ShardError(f"Cannot read {path}: {first_line(error)}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ShardError(f"{path} is damaged ({error!r}). Convert the videos again.") from None
     if version != SCHEMA_VERSION:
@@ -177,7 +229,7 @@ def read_info(data_dir: str | Path) -> DatasetInfo:
     return info
 
 
-def shard_paths(data_dir: str | Path, info: DatasetInfo, split: str) -> list[str]:
+def shard_paths(data_dir: Address, info: DatasetInfo, split: str) -> list[str]:
     """The paths of a split's shards, in order, after the cheap checks: each is there and has its size.
 
     Raises:
@@ -187,8 +239,8 @@ def shard_paths(data_dir: str | Path, info: DatasetInfo, split: str) -> list[str
         raise ShardError(f"{data_dir} has no {split} clips.")
     paths = []
     for shard in info.splits[split]:
-        path = Path(data_dir) / shard.name
-        found = path.stat().st_size if path.is_file() else None
+        path = posixpath.join(data_dir, shard.name)
+        found = size_of(path)
         if found != shard.bytes:
             state = "is missing" if found is None else f"has {found} bytes"
             raise ShardError(
@@ -196,12 +248,12 @@ def shard_paths(data_dir: str | Path, info: DatasetInfo, split: str) -> list[str
                 "Run tools/inspect_shards.py --verify to see all that is wrong, and the same "
                 "tools/convert_videos.py command again to repair it."
             )
-        paths.append(str(path))
+        paths.append(path)
     return paths
 
 
 @contextmanager
-def named_damage(data_dir: str | Path) -> Iterator[None]:
+def named_damage(data_dir: Address) -> Iterator[None]:
     """Turns what TensorFlow says of a damaged record in the block into a ShardError with the next step."""
     try:
         yield
@@ -222,16 +274,21 @@ def named_damage(data_dir: str | Path) -> Iterator[None]:
         ) from error
 
 
-def read_videos(data_dir: str | Path) -> Iterator[dict[str, str]]:
+def read_videos(data_dir: Address) -> Iterator[dict[str, str]]:
     """Yields the rows of videos.csv, one per source video, in the order of the shards."""
-    path = Path(data_dir) / VIDEOS_NAME
+    path = posixpath.join(data_dir, VIDEOS_NAME)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with tf.io.gfile.GFile(path) as file:
             yield from csv.DictReader(file)
-    except FileNotFoundError:
+    except tf.errors.NotFoundError:
         raise ShardError(f"{path} is missing. Convert the videos again.") from None
 
 
-def clip_rows(data_dir: str | Path, split: str) -> list[dict[str, str]]:
+def clip_rows(data_dir: Address, split: str) -> list[dict[str, str]]:
     """The rows of videos.csv that became clips of `split`, in the order of its records."""
     return [row for row in read_videos(data_dir) if row["split"] == split and row["status"] == "ok"]
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what TensorFlow puts below its first line."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,9 +1,9 @@
 """Reads a dataset from end to end and names everything that is wrong with it, by shard and position."""
 
+import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 
 import tensorflow as tf
 
@@ -28,16 +28,18 @@ def verify(data_dir: str) -> Iterator[str]:
         return
     yield from _check_info(data_dir, info)
     yield from _check_rows(rows)
-    folder = Path(data_dir)
     listed = {shard.name: shard for split in SPLITS for shard in info.splits[split]}
-    for path in sorted(folder.iterdir()):
-        if ".tfrecord" in path.suffixes and path.name not in listed:
-            yield f"{path.name}: does not belong to the dataset"
+    for name in shards.shard_names_in(data_dir):
+        if name not in listed:
+            yield f"{name}: does not belong to the dataset"
+    expected: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for row in rows:
+        expected[row["shard"]].append(row)
     owner = {shard.sha256: name for name, shard in listed.items()}
     with Progress("Verifying", sum(info.num_clips(split) for split in SPLITS), "clips") as progress:
         for name, shard in listed.items():
-            expected = [row for row in rows if row["shard"] == name]
-            yield from _check_shard(folder / name, shard, info, expected, owner)
+            address = posixpath.join(data_dir, name)
+            yield from _check_shard(address, shard, info, expected[name], owner)
             progress.advance(shard.clips)
 
 
@@ -48,7 +50,7 @@ def _check_info(data_dir: str, info: shards.DatasetInfo) -> Iterator[str]:
     for name, value in repeated.items():
         if info.settings.get(name) != value:
             yield f"{shards.INFO_NAME}: {name} differs from the conversion's settings; it was edited"
-    if shards.sha256_of(Path(data_dir) / shards.VIDEOS_NAME) != info.videos_sha256:
+    if shards.sha256_of(posixpath.join(data_dir, shards.VIDEOS_NAME)) != info.videos_sha256:
         yield f"{shards.VIDEOS_NAME}: its sha256 is not that of {shards.INFO_NAME}; one of them was edited"
 
 
@@ -65,26 +67,27 @@ def _check_rows(rows: list[dict[str, str]]) -> Iterator[str]:
 
 
 def _check_shard(
-    path: Path,
+    address: str,
     shard: shards.ShardInfo,
     info: shards.DatasetInfo,
     rows: list[dict[str, str]],
     owner: dict[str, str],
 ) -> Iterator[str]:
-    if not path.is_file():
+    size = shards.size_of(address)
+    if size is None:
         yield f"{shard.name}: missing, with {shard.clips} clips"
         return
-    found = shards.sha256_of(path)
+    found = shards.sha256_of(address)
     if found != shard.sha256:
         if found in owner:
             yield f"{shard.name}: holds the content of {owner[found]}"
             return
         yield f"{shard.name}: its sha256 is not that of {shards.INFO_NAME}"
-    if path.stat().st_size != shard.bytes:
-        yield f"{shard.name}: {path.stat().st_size} bytes instead of {shard.bytes}"
+    if size != shard.bytes:
+        yield f"{shard.name}: {size} bytes instead of {shard.bytes}"
     position = 0
     try:
-        for example in tf.data.TFRecordDataset(str(path)):
+        for example in tf.data.TFRecordDataset(address):
             yield from _check_record(example, shard.name, position, info, rows)
             position += 1
     except tf.errors.DataLossError as error:

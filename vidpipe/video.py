@@ -5,6 +5,7 @@ not frame-accurate, and its frame count comes from the file's header and can be 
 """
 
 import os
+import resource
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from vidpipe.spec import VidpipeError
 MIN_READABLE_SHARE = 0.9
 # 16384 x 16384: beyond any camera, and a frame of it is 800 MB.
 MAX_FRAME_PIXELS = 2**28
+OUT_OF_MEMORY = "larger than the limit of memory"
 
 
 class VideoReadError(VidpipeError):
@@ -167,6 +169,14 @@ def write_video(path: str, frames: Iterable[np.ndarray], fps: float = 25, fourcc
         writer.release()
 
 
+def limit_memory(megabytes: int) -> None:
+    """Lets this process have no more than that of its own memory, in 2**20 bytes: a worker's first call.
+
+    A video that needs more then fails by itself, and takes nothing else with it.
+    """
+    resource.setrlimit(resource.RLIMIT_DATA, (megabytes << 20, resource.RLIM_INFINITY))
+
+
 @contextmanager
 def _open(path: str) -> Iterator[cv2.VideoCapture]:
     if not Path(path).is_file():
@@ -184,7 +194,11 @@ def _open(path: str) -> Iterator[cv2.VideoCapture]:
         if pixels > MAX_FRAME_PIXELS:
             raise VideoReadError(path, f"larger than the limit: {pixels:.0f} pixels in a frame")
         yield capture
+    except MemoryError as error:
+        raise VideoReadError(path, OUT_OF_MEMORY) from error
     except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise VideoReadError(path, OUT_OF_MEMORY) from error
         raise VideoReadError(path, f"OpenCV failed: {error.err}") from error
     finally:
         capture.release()

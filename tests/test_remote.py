@@ -1,0 +1,252 @@
+"""Datasets at s3:// addresses, against a real S3 protocol server on loopback.
+
+Every client is a process of its own: tensorflow-io takes the server from the environment once, and aborts the
+interpreter at exit, which the tools must not show.
+"""
+
+import http.server
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from synthetic import committed_bytes
+from vidpipe import remote, shards
+
+ROOT = Path(__file__).parents[1]
+# The conversion of the fixture `data_dir`.
+CONVERT = (
+    "--num_frames=4", "--image_size=32", "--encoding=png", "--shard_size_mb=0.03", "--val_fraction=0.2",
+    "--num_workers=2",
+)  # fmt: skip
+
+needs_tensorflow_io = pytest.mark.skipif(
+    sys.version_info >= (3, 13), reason="tensorflow-io has no release for Python 3.13"
+)
+
+
+class Bucket:
+    """A bucket on an S3 server of its own."""
+
+    def __init__(self) -> None:
+        import boto3
+        from moto.server import ThreadedMotoServer
+
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        self._server.start()
+        self.host, self.port = self._server.get_host_and_port()
+        keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
+        self._client = boto3.client("s3", endpoint_url=f"http://{self.host}:{self.port}", **keys)
+        self._client.create_bucket(Bucket="bucket")
+
+    def files(self, prefix: str) -> dict[str, bytes]:
+        """Name to content of every object right under `prefix`."""
+        listed = self._client.list_objects_v2(Bucket="bucket", Prefix=f"{prefix}/", Delimiter="/")
+        keys = [entry["Key"] for entry in listed.get("Contents", [])]
+        return {
+            key.removeprefix(f"{prefix}/"): self._client.get_object(Bucket="bucket", Key=key)["Body"].read()
+            for key in keys
+        }
+
+    def put(self, key: str, content: bytes) -> None:
+        self._client.put_object(Bucket="bucket", Key=key, Body=content)
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Bucket]:
+    server = Bucket()
+    yield server
+    server.stop()
+
+
+def _environment(port: int) -> dict[str, str]:
+    return os.environ | {
+        "S3_ENDPOINT": f"http://127.0.0.1:{port}", "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
+    }  # fmt: skip
+
+
+def _run(port: int, tool: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tools" / tool), *arguments]
+    return subprocess.run(command, env=_environment(port), capture_output=True, text=True, timeout=300)
+
+
+@needs_tensorflow_io
+def test_conversion_to_s3_and_its_repair(bucket: Bucket, video_dir: Path, data_dir: str) -> None:
+    address = "s3://bucket/records"
+    local = committed_bytes(Path(data_dir))
+    convert = ("convert_videos.py", f"--video_dir={video_dir}", f"--output_dir={address}", *CONVERT)
+
+    first = _run(bucket.port, *convert)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == f"{address}: 16 clips, 0 videos skipped; 5 shards written, 0 kept.\n"
+    assert bucket.files("records") == local
+
+    shard = "train-00001-of-00002.tfrecord"
+    bucket.put(f"records/{shard}", local[shard][:-1] + b"x")
+    damaged = _run(bucket.port, "inspect_shards.py", f"--data_dir={address}", "--verify")
+    assert damaged.returncode == 1
+    assert f"{shard}: its sha256 is not that of dataset_info.json" in damaged.stdout
+
+    again = _run(bucket.port, *convert)
+    assert again.returncode == 0, again.stderr
+    assert "1 shards written, 4 kept" in again.stdout
+    assert bucket.files("records") == local
+
+    whole = _run(bucket.port, "inspect_shards.py", f"--data_dir={address}", "--verify")
+    assert whole.returncode == 0, whole.stderr
+    assert "Verified: nothing is wrong." in whole.stdout
+
+
+@needs_tensorflow_io
+def test_killed_it_goes_on_to_the_same_bytes(
+    bucket: Bucket, video_dir: Path, data_dir: str, conversion: Callable[..., object]
+) -> None:
+    address = "s3://bucket/killed"
+    script = f"""
+from synthetic import slow_read
+from vidpipe import convert
+from vidpipe.config import ClipConfig, ConversionConfig, ManifestConfig
+convert.convert({conversion(address)!r}, read=slow_read)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=_environment(bucket.port),
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT / "tests",
+        start_new_session=True,
+    )
+    while sum(name.endswith(".tfrecord") for name in bucket.files("killed")) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert shards.INFO_NAME not in bucket.files("killed")
+    resumed = _run(
+        bucket.port, "convert_videos.py", f"--video_dir={video_dir}", f"--output_dir={address}", *CONVERT
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert ", 0 kept" not in resumed.stdout
+    assert bucket.files("killed") == committed_bytes(Path(data_dir))
+
+
+class CuttingProxy:
+    """Forwards connections to a port, and cuts one whenever so many more bytes have gone through it."""
+
+    def __init__(self, port: int, cut_after: list[int]) -> None:
+        self._target, self._cut_after, self._sent = port, cut_after, 0
+        self.cuts = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            client, _ = self._listener.accept()
+            server = socket.create_connection(("127.0.0.1", self._target))
+            threading.Thread(target=self._forward, args=(client, server, True), daemon=True).start()
+            threading.Thread(target=self._forward, args=(server, client, False), daemon=True).start()
+
+    def _forward(self, source: socket.socket, target: socket.socket, counted: bool) -> None:
+        try:
+            while block := source.recv(4096):
+                self._sent += len(block) * counted
+                if self._cut_after and self._sent > self._cut_after[0]:
+                    self._cut_after.pop(0)
+                    self.cuts += 1
+                    break
+                target.sendall(block)
+        except OSError:
+            pass
+        for side in (source, target):
+            side.close()
+
+
+@needs_tensorflow_io
+def test_connections_cut_in_the_middle_of_an_upload_are_retried(
+    bucket: Bucket, video_dir: Path, data_dir: str
+) -> None:
+    proxy = CuttingProxy(bucket.port, cut_after=[8_000, 25_000, 45_000])
+    ended = _run(
+        proxy.port, "convert_videos.py", f"--video_dir={video_dir}", "--output_dir=s3://bucket/cut", *CONVERT
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert proxy.cuts == 3
+    assert bucket.files("cut") == committed_bytes(Path(data_dir))
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """Answers as S3 does to a wrong key."""
+
+    def _refuse(self) -> None:
+        body = b"<Error><Code>SignatureDoesNotMatch</Code><Message>wrong secret</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _refuse  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@needs_tensorflow_io
+def test_wrong_credentials_are_told_in_one_line(video_dir: Path) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = "s3://bucket/refused"
+    ended = _run(
+        server.server_port, "convert_videos.py", f"--video_dir={video_dir}", f"--output_dir={address}"
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(
+        f"convert_videos.py: Cannot write to {address}: SignatureDoesNotMatch: wrong secret."
+    )
+    assert ended.stderr.count("\n") == 1
+    ended = _run(server.server_port, "inspect_shards.py", f"--data_dir={address}")
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        f"inspect_shards.py: There is no folder {address}, or credentials or endpoint are wrong.\n"
+    )
+    server.shutdown()
+
+
+def test_a_scheme_that_nobody_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow_io", None)  # as where it is not installed
+    with pytest.raises(remote.RemoteError, match="cannot reach ftp:// addresses.*pip install 'vidpipe.io.'"):
+        shards.read_info("ftp://host/records")
+
+
+def test_a_scheme_that_tensorflow_knows_needs_nothing() -> None:
+    """ram:// is TensorFlow's own file system in memory: written and read back like any remote one."""
+    shards.write_text("ram://folder/name", "text")
+    remote.connect("ram://folder")
+    assert shards.read_text("ram://folder/name") == "text"
+    assert shards.size_of("ram://folder/name") == 4
+    assert shards.size_of("ram://folder/other") is None
+    assert "tensorflow_io" not in sys.modules
+
+
+def test_an_upload_that_ends_short_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+
+    def short_copy(path: object, address: str, overwrite: bool) -> None:
+        with tf.io.gfile.GFile(address, "wb") as file:
+            file.write(b"con")
+
+    monkeypatch.setattr(tf.io.gfile, "copy", short_copy)
+    with pytest.raises(tf.errors.DataLossError, match="has 3 bytes after sending 7"):
+        remote.upload(tmp_path / "file", "ram://short")
