@@ -7,6 +7,7 @@ with the shards that are missing.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -17,7 +18,7 @@ import posixpath
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,7 +193,10 @@ def _convert_locked(
         for split in SPLITS
     }
     every_plan = [plan for split in SPLITS for plan in plans[split]]
-    to_make = [plan for plan in every_plan if not _is_finished(plan, config)]
+    # Side by side: a finished shard is read to its end, which is mostly waiting where the folder is remote.
+    with ThreadPoolExecutor() as threads:
+        finished = list(threads.map(functools.partial(_is_finished, config=config), every_plan))
+    to_make = [plan for plan, is_finished in zip(every_plan, finished, strict=True) if not is_finished]
     kept = len(every_plan) - len(to_make)
     if kept:
         _log.info("%d of %d shards are finished already.", kept, len(every_plan))
