@@ -11,6 +11,12 @@ import numpy as np
 from vidpipe import video
 from vidpipe.config import ClipConfig
 
+# What the fixture `conversion` asks for, as flags of tools/convert_videos.py.
+CONVERSION_FLAGS = (
+    "--num_frames=4", "--image_size=32", "--encoding=png", "--shard_size_mb=0.03", "--val_fraction=0.2",
+    "--num_workers=2",
+)  # fmt: skip
+
 
 def brightness_frames(num_frames: int, height: int = 48, width: int = 64) -> np.ndarray:
     """uint8 [n, H, W, 3]; n at most 23, so that the brightness stays in range."""

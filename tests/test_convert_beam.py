@@ -4,12 +4,14 @@ import dataclasses
 import logging
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from synthetic import committed_bytes, faulty_read
+from synthetic import CONVERSION_FLAGS, committed_bytes, faulty_read
 from vidpipe import convert, shards, video
 from vidpipe.config import ClipConfig, ConversionConfig
 
@@ -29,12 +31,15 @@ def test_the_same_bytes(tmp_path: Path, conversion: MakeConversion, data_dir: st
     )
 
 
-def test_on_processes_of_their_own_the_same_bytes(
-    tmp_path: Path, conversion: MakeConversion, data_dir: str
-) -> None:
+def test_on_processes_of_their_own_the_same_bytes(tmp_path: Path, video_dir: Path, data_dir: str) -> None:
     """As on a cluster: plans, settings and code reach a process that shares nothing but the folder."""
-    beam_args = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
-    convert.convert(conversion(tmp_path / "out"), runner=convert_beam.runner(beam_args))
+    tool = Path(__file__).parents[1] / "tools" / "convert_videos.py"
+    beam_args = ["--", "--direct_num_workers=2", "--direct_running_mode=multi_processing"]
+    places = [f"--video_dir={video_dir}", f"--output_dir={tmp_path / 'out'}"]
+    command = [sys.executable, str(tool), *places, *CONVERSION_FLAGS, "--runner=beam", *beam_args]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == f"{tmp_path / 'out'}: 16 clips, 0 videos skipped; 5 shards written, 0 kept.\n"
     assert committed_bytes(tmp_path / "out") == committed_bytes(Path(data_dir))
 
 

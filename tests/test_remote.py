@@ -18,15 +18,10 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from synthetic import committed_bytes
+from synthetic import CONVERSION_FLAGS, committed_bytes
 from vidpipe import remote, shards
 
 ROOT = Path(__file__).parents[1]
-# The conversion of the fixture `data_dir`.
-CONVERT = (
-    "--num_frames=4", "--image_size=32", "--encoding=png", "--shard_size_mb=0.03", "--val_fraction=0.2",
-    "--num_workers=2",
-)  # fmt: skip
 
 needs_tensorflow_io = pytest.mark.skipif(
     sys.version_info >= (3, 13), reason="tensorflow-io has no release for Python 3.13"
@@ -86,7 +81,7 @@ def _run(port: int, tool: str, *arguments: str) -> subprocess.CompletedProcess[s
 def test_conversion_to_s3_and_its_repair(bucket: Bucket, video_dir: Path, data_dir: str) -> None:
     address = "s3://bucket/records"
     local = committed_bytes(Path(data_dir))
-    convert = ("convert_videos.py", f"--video_dir={video_dir}", f"--output_dir={address}", *CONVERT)
+    convert = ("convert_videos.py", f"--video_dir={video_dir}", f"--output_dir={address}", *CONVERSION_FLAGS)
 
     first = _run(bucket.port, *convert)
     assert first.returncode == 0, first.stderr
@@ -134,7 +129,11 @@ convert.convert({conversion(address)!r}, read=slow_read)
     process.wait()
     assert shards.INFO_NAME not in bucket.files("killed")
     resumed = _run(
-        bucket.port, "convert_videos.py", f"--video_dir={video_dir}", f"--output_dir={address}", *CONVERT
+        bucket.port,
+        "convert_videos.py",
+        f"--video_dir={video_dir}",
+        f"--output_dir={address}",
+        *CONVERSION_FLAGS,
     )
     assert resumed.returncode == 0, resumed.stderr
     assert ", 0 kept" not in resumed.stdout
@@ -179,7 +178,11 @@ def test_connections_cut_in_the_middle_of_an_upload_are_retried(
 ) -> None:
     proxy = CuttingProxy(bucket.port, cut_after=[8_000, 25_000, 45_000])
     ended = _run(
-        proxy.port, "convert_videos.py", f"--video_dir={video_dir}", "--output_dir=s3://bucket/cut", *CONVERT
+        proxy.port,
+        "convert_videos.py",
+        f"--video_dir={video_dir}",
+        "--output_dir=s3://bucket/cut",
+        *CONVERSION_FLAGS,
     )
     assert ended.returncode == 0, ended.stderr
     assert proxy.cuts == 3

@@ -31,6 +31,7 @@ _TRAIN = ("train.py", "--data_dir=d", "--run_dir=r")
         ((*_CONVERT, "--encoding=bmp"), 2, "--encoding=bmp: value should be one of <jpeg|png|raw>"),
         ((*_CONVERT, "--num_frames=many"), 2, "--num_frames=many"),
         ((*_CONVERT, "x"), 2, "unexpected arguments: x"),
+        ((*_CONVERT, "--", "--runner=FlinkRunner"), 2, "unexpected arguments: --runner=FlinkRunner"),
         ((*_CONVERT, "--num_frames=0"), 1, "num_frames must be at least 1; got 0"),
         ((*_CONVERT, "--image_size=0"), 1, "image_size must be at least 1; got 0"),
         (_CONVERT, 1, "There is no folder v (video_dir)"),
