@@ -18,6 +18,15 @@ def brightness_frames(num_frames: int, height: int = 48, width: int = 64) -> np.
     return np.broadcast_to(levels[:, None, None, None], (num_frames, height, width, 3)).astype(np.uint8)
 
 
+def position_frames(num_frames: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """uint8 [n, H, W, 3]: red grows from left to right, green from top to bottom, blue with the frame."""
+    frames = np.empty((num_frames, height, width, 3), np.uint8)
+    frames[..., 0] = np.linspace(0, 255, width)
+    frames[..., 1] = np.linspace(0, 255, height)[:, np.newaxis]
+    frames[..., 2] = np.linspace(0, 255, num_frames)[:, np.newaxis, np.newaxis]
+    return frames
+
+
 def frame_indices_of(frames: np.ndarray) -> list[int]:
     """The index that each frame of a brightness video tells by its brightness."""
     return np.rint((frames.reshape(len(frames), -1).mean(axis=1) - 20) / 10).astype(int).tolist()

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from synthetic import brightness_frames, frame_indices_of, write_brightness_video
+from synthetic import brightness_frames, frame_indices_of, position_frames, write_brightness_video
 from vidpipe import video
 from vidpipe.config import ClipConfig
 
@@ -49,6 +49,72 @@ def test_colours_are_rgb_and_the_crop_is_the_centre_square(tmp_path: Path) -> No
     assert red > 245
     assert green < 10
     assert blue < 10
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "image_size", "expected"),
+    [
+        pytest.param(48, 64, 32, (32, 43), id="landscape"),
+        pytest.param(64, 48, 32, (43, 32), id="portrait"),
+        pytest.param(48, 64, 20, (20, 27), id="below half the size"),
+        pytest.param(48, 64, 60, (60, 80), id="enlarged"),
+        pytest.param(48, 64, 48, (48, 64), id="as it is"),
+    ],
+)
+def test_short_side_keeps_the_whole_frame_and_its_shape(
+    tmp_path: Path, height: int, width: int, image_size: int, expected: tuple[int, int]
+) -> None:
+    path = str(tmp_path / "a.avi")
+    video.write_video(path, position_frames(3, height, width), fourcc="MJPG")
+    settings = ClipConfig(num_frames=3, image_size=image_size, resize="short_side")
+    clip = video.read_clip(path, settings)
+    assert clip.frames.shape == (3, *expected, 3)
+    assert (clip.info.height, clip.info.width) == (height, width)
+    assert np.abs(clip.frames.astype(int) - position_frames(3, *expected)).mean() < 4
+    encoded = video.read_encoded_clip(path, settings, "raw", 95)
+    assert (encoded.height, encoded.width) == expected
+    assert encoded.encoded_frames == [frame.tobytes() for frame in clip.frames]
+
+
+class _Capture:
+    """Gives these images and ends."""
+
+    def __init__(self, images: list[np.ndarray]) -> None:
+        self._images = [None, *images]
+
+    def grab(self) -> bool:
+        self._images.pop(0)
+        return bool(self._images)
+
+    def retrieve(self, _: np.ndarray | None) -> tuple[bool, np.ndarray | None]:
+        return True, self._images[0]
+
+
+@pytest.mark.parametrize(("resize", "expected"), [("crop", (32, 32)), ("short_side", (32, 43))])
+def test_frames_of_another_size_are_resized_to_the_first(resize: str, expected: tuple[int, int]) -> None:
+    sizes = [(48, 64), (30, 36), (48, 20), (9, 64)]
+    images = [brightness_frames(4, *size)[index] for index, size in enumerate(sizes)]
+    clip = ClipConfig(image_size=32, resize=resize)
+    frames, decoded, at_end, size = video._decode(_Capture(images), "a", np.arange(4), clip, True)  # type: ignore
+    assert frames.shape == (4, *expected, 3)
+    assert frame_indices_of(frames) == [0, 1, 2, 3]
+    assert (decoded, at_end, size) == (4, True, (48, 64))
+
+
+@pytest.mark.parametrize("resize", ["crop", "short_side"])
+def test_shrinking_averages_and_does_not_skip_pixels(resize: str) -> None:
+    stripes = np.zeros((96, 96, 3), np.uint8)
+    stripes[:, ::3] = 255
+    clip = ClipConfig(image_size=32, resize=resize)
+    frames, *_ = video._decode(_Capture([stripes]), "a", np.arange(1), clip, True)  # type: ignore
+    assert (frames == 85).all()
+
+
+def test_a_frame_too_long_to_be_stored_is_refused() -> None:
+    clip = ClipConfig(image_size=224, resize="short_side")
+    capture = _Capture([np.zeros((2, 1000, 3), np.uint8)])
+    with pytest.raises(video.VideoReadError, match="a: larger than the limit: 224 x 112000 pixels"):
+        video._decode(capture, "a", np.arange(1), clip, True)  # type: ignore
 
 
 def _claim(path: Path, num_frames: int) -> None:
