@@ -23,7 +23,8 @@ from vidpipe.sampling import depends_on_length, sample_indices
 from vidpipe.spec import VidpipeError
 
 # Containers without an index (MPEG program streams, WebM) give an estimate of their frame count, usually
-# a few frames off. A file that gives less than this share of its claim was cut or damaged.
+# a few frames off. A file that gives less than this share of its claim was cut or damaged, unless its frames
+# are spread over this share of its duration: then its rate varies, which the estimate does not know.
 MIN_READABLE_SHARE = 0.9
 # 16384 x 16384: beyond any camera, and a frame of it is 800 MB.
 MAX_FRAME_PIXELS = 2**28
@@ -115,16 +116,12 @@ def read_clip(path: str, clip: ClipConfig) -> VideoClip:
     with _open(path) as capture:
         claimed = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         fps = float(capture.get(cv2.CAP_PROP_FPS))
-        length = claimed
-        if length < 1:
-            # An unknown length: any number does where it only cuts off, else count first.
-            length = _count_frames(path) if needs_length else clip.num_frames * (clip.frame_stride or 1)
+        # Where the length only cuts off, any that is large enough does; the claim may be too small.
+        length = max(1, claimed) if needs_length else clip.num_frames * (clip.frame_stride or 1)
         wanted = sample_indices(clip.sampling, length, clip.num_frames, clip.frame_stride)
         frames, decoded, at_end, shape = _decode(capture, path, wanted, clip, needs_length)
-    if decoded == 0:
-        raise VideoReadError(path, "opens but has no frame")
     needed = claimed if needs_length else min(claimed, int(wanted[-1]) + 1)
-    if decoded < MIN_READABLE_SHARE * needed:
+    if decoded < MIN_READABLE_SHARE * needed and not _fills(_frame_times(path), claimed / fps if fps else 0):
         raise VideoReadError(path, f"ended after {decoded} of {needed} frames")
     if needs_length and decoded != length:
         wanted = sample_indices(clip.sampling, decoded, clip.num_frames, clip.frame_stride)
@@ -201,14 +198,25 @@ def _open(path: str) -> Iterator[cv2.VideoCapture]:
         capture.release()
 
 
-def _count_frames(path: str) -> int:
+def _frame_times(path: str) -> list[float]:
+    """When each frame is shown, seconds from the first; 0 where the file does not say."""
+    times = []
     with _open(path) as capture:
-        count = 0
         while capture.grab():
-            count += 1
-    if count == 0:
-        raise VideoReadError(path, "opens but has no frame")
-    return count
+            times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+    return times
+
+
+def _no_frame(path: str, capture: cv2.VideoCapture) -> VideoReadError:
+    code = int(capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF
+    codec = code.to_bytes(4, "little").decode("latin-1").strip("\0 ")
+    return VideoReadError(path, f"opens but has no frame that OpenCV can decode (codec {codec})")
+
+
+def _fills(times: list[float], duration_sec: float) -> bool:
+    """Whether no long part of the duration, at its end or before, is without a frame."""
+    gaps = np.diff(sorted([*times, duration_sec]))
+    return gaps.max() < (1 - MIN_READABLE_SHARE) * duration_sec
 
 
 def _decode(
@@ -220,6 +228,8 @@ def _decode(
     image = None  # its memory is used again for every frame
     while read_on or count < len(wanted):
         if not capture.grab():
+            if position == 0:
+                raise _no_frame(path, capture)
             return frames[:count], position, True, shape
         if count < len(wanted) and position == wanted[count]:
             readable, image = capture.retrieve(image)
