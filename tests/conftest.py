@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from synthetic import write_class_folders
-from vidpipe import convert, shards
+from synthetic import position_frames, write_class_folders
+from vidpipe import convert, shards, video
 from vidpipe.config import ClipConfig, ConversionConfig, ManifestConfig, ModelConfig, TrainConfig
 
 CLIP = ClipConfig(num_frames=4, image_size=32)
@@ -43,6 +43,30 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory, conversion: Callable[...,
     folder = tmp_path_factory.mktemp("data") / "records"
     convert.convert(conversion(folder))
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def wide_and_tall(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ and test/ with two videos each of 48 x 64 and 64 x 48, in whose frames every place differs."""
+    folder = tmp_path_factory.mktemp("wide_and_tall")
+    for name, height, width in (("wide", 48, 64), ("tall", 64, 48)):
+        for path in (f"{split}/{name}/{count}.avi" for split in ("train", "test") for count in (3, 6)):
+            frames = position_frames(int(Path(path).stem), height, width)
+            video.write_video(str(folder / path), frames, fourcc="MJPG")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def convert_wide_and_tall(wide_and_tall: Path) -> Callable[..., ClipConfig]:
+    """Converts `wide_and_tall` into a folder; 4 train and 4 test clips."""
+
+    def make(output_dir: Path, encoding: str, resize: str) -> ClipConfig:
+        clip = ClipConfig(num_frames=4, image_size=32, resize=resize)
+        manifest = ManifestConfig(str(wide_and_tall), val_fraction=0)
+        convert.convert(ConversionConfig(str(output_dir), manifest, clip, encoding, num_workers=1))
+        return clip
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,15 @@ def brightness_frames(num_frames: int, height: int = 48, width: int = 64) -> np.
     return np.broadcast_to(levels[:, None, None, None], (num_frames, height, width, 3)).astype(np.uint8)
 
 
+def position_frames(num_frames: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """uint8 [n, H, W, 3]: red grows from left to right, green from top to bottom, blue with the frame."""
+    frames = np.empty((num_frames, height, width, 3), np.uint8)
+    frames[..., 0] = np.linspace(0, 255, width)
+    frames[..., 1] = np.linspace(0, 255, height)[:, np.newaxis]
+    frames[..., 2] = np.linspace(0, 255, num_frames)[:, np.newaxis, np.newaxis]
+    return frames
+
+
 def frame_indices_of(frames: np.ndarray) -> list[int]:
     """The index that each frame of a brightness video tells by its brightness."""
     return np.rint((frames.reshape(len(frames), -1).mean(axis=1) - 20) / 10).astype(int).tolist()
@@ -34,6 +45,44 @@ def write_brightness_video(path: Path, num_frames: int, height: int = 48, width:
     fourcc = "XVID" if path.suffix == ".avi" else "mp4v"
     video.write_video(str(path), brightness_frames(num_frames, height, width), fourcc=fourcc)
     return path
+
+
+def write_coded_video(
+    path: Path,
+    codec: str,
+    pixel_format: str,
+    frames: np.ndarray,
+    timestamps: Sequence[int] | None = None,
+    options: dict[str, str] | None = None,
+) -> None:
+    """Writes a video as FFmpeg would, which writes more kinds than OpenCV; skips the test where it cannot.
+
+    Args:
+      path: its ending chooses the container.
+      codec: FFmpeg's name of the encoder.
+      pixel_format: FFmpeg's name of how colours are stored.
+      frames: uint8 [n, H, W, 3], RGB.
+      timestamps: when each is shown, ascending, in 1/25 s; None shows one after the other.
+      options: of the encoder.
+    """
+    # Here: spawned workers import this file, and need neither.
+    import av
+    import pytest
+
+    try:
+        av.codec.Codec(codec, "w")
+    except ValueError:
+        pytest.skip(f"PyAV {av.__version__} has no encoder {codec}")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = pixel_format
+        stream.codec_context.time_base = Fraction(1, 25)
+        for frame, timestamp in zip(frames, timestamps or range(len(frames)), strict=True):
+            picture = av.VideoFrame.from_ndarray(frame, "rgb24").reformat(format=pixel_format)
+            picture.pts, picture.time_base = timestamp, Fraction(1, 25)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
 
 
 def write_class_folders(folder: Path, videos: dict[str, list[int]]) -> None:

@@ -32,6 +32,29 @@ def test_a_setting_of_another_version_is_named() -> None:
         from_dict(ClipConfig, {"num_frames": 4, "colour": "grey"})
 
 
+def test_settings_written_before_a_setting_came_load_with_its_default() -> None:
+    values = to_dict(ClipConfig(num_frames=4))
+    del values["resize"]
+    assert from_dict(ClipConfig, values) == ClipConfig(num_frames=4, resize="crop")
+
+
+@pytest.mark.parametrize(
+    ("resize", "height", "width", "expected"),
+    [
+        ("crop", 240, 320, (224, 224)),
+        ("short_side", 240, 320, (224, 299)),
+        ("short_side", 320, 240, (299, 224)),
+        ("short_side", 1080, 1920, (224, 398)),
+        ("short_side", 33, 47, (224, 319)),
+        ("short_side", 224, 224, (224, 224)),
+    ],
+)
+def test_the_size_of_the_stored_frames(
+    resize: str, height: int, width: int, expected: tuple[int, int]
+) -> None:
+    assert ClipConfig(image_size=224, resize=resize).frame_size(height, width) == expected
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -41,6 +64,7 @@ def test_a_setting_of_another_version_is_named() -> None:
             lambda: ClipConfig(sampling="random"),
             "sampling must be one of uniform, interval, head; got random",
         ),
+        (lambda: ClipConfig(resize="pad"), "resize must be one of crop, short_side; got pad"),
         (lambda: ClipConfig(frame_stride=2), "frame_stride goes with sampling=interval"),
         (lambda: ManifestConfig("v", fold=4), "folds 1, 2 and 3; got fold=4"),
         (lambda: ManifestConfig("v", val_fraction=1), r"val_fraction must be in \[0, 1\); got 1"),

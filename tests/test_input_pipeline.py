@@ -3,7 +3,7 @@
 import dataclasses
 import random
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,10 @@ import tensorflow as tf
 
 from synthetic import frame_indices_of
 from vidpipe import records, shards
-from vidpipe.input_pipeline import eval_dataset, in_epoch_order, pad_clip, train_dataset
+from vidpipe.config import ClipConfig
+from vidpipe.input_pipeline import centre_crop, eval_dataset, in_epoch_order, pad_clip, train_dataset
+from vidpipe.spec import ClipSpec
+from vidpipe.video import read_clip
 
 
 def _clips(batches: Iterable) -> list[tuple]:
@@ -46,6 +49,29 @@ def test_clips_hold_the_sampled_frames_then_zeros(data_dir: str, info: shards.Da
             assert info.classes[index] == row["label"]
             seen += 1
     assert seen == 6
+
+
+def test_whole_frames_reach_the_model_as_their_centre_square(
+    tmp_path: Path, wide_and_tall: Path, convert_wide_and_tall: Callable[..., ClipConfig]
+) -> None:
+    """Landscape and portrait videos in one batch; training and evaluation see the same."""
+    clip = convert_wide_and_tall(tmp_path, "raw", "short_side")
+    info = shards.read_info(str(tmp_path))
+    expected = {}
+    for row in shards.clip_rows(str(tmp_path), "train"):
+        stored = read_clip(str(wide_and_tall / row["video_id"]), clip).frames
+        assert stored.shape[1:3] == ((32, 43) if row["label"] == "wide" else (43, 32))
+        square = stored[:, :, 5:37] if row["label"] == "wide" else stored[:, 5:37]
+        expected[square.tobytes()] = info.classes.index(row["label"])
+    for dataset in (
+        eval_dataset(str(tmp_path), info, 4, "train"),
+        train_dataset(str(tmp_path), info, 4, seed=1, epoch=0),
+    ):
+        ((inputs, label, _),) = dataset
+        assert inputs["frames"].shape == (4, 4, 32, 32, 3)
+        frames, mask = inputs["frames"].numpy(), inputs["mask"].numpy()
+        found = {frames[row][mask[row]].tobytes(): int(label[row]) for row in range(4)}
+        assert found == expected
 
 
 def test_every_clip_comes_once_per_epoch_in_another_order(data_dir: str, info: shards.DatasetInfo) -> None:
@@ -129,6 +155,22 @@ def test_skipped_clips_are_not_decoded(
     monkeypatch.setattr(records, "decode_frames", counting)
     _clips(train_dataset(data_dir, info, 3, seed=1, epoch=0, skip_batches=2))
     assert len(decoded) == 2
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "top", "left"),
+    [(4, 4, 0, 0), (4, 7, 0, 1), (4, 8, 0, 2), (9, 4, 2, 0)],
+    ids=["as it is", "odd", "landscape", "portrait"],
+)
+def test_centre_crop(height: int, width: int, top: int, left: int) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)
+    cropped = centre_crop(tf.constant(frames), ClipSpec(2, 4, 4))
+    assert (cropped.numpy() == frames[:, top : top + 4, left : left + 4]).all()
+
+
+def test_centre_crop_of_frames_that_are_too_small() -> None:
+    with pytest.raises(tf.errors.InvalidArgumentError, match="not compatible"):
+        centre_crop(tf.zeros([1, 3, 4, 3], tf.uint8), ClipSpec(1, 4, 4))
 
 
 @pytest.mark.parametrize("count", [1, 3, 4])

@@ -29,6 +29,7 @@ _TRAIN = ("train.py", "--data_dir=d", "--run_dir=r")
         (("convert_videos.py", "--output_dir=o"), 2, "Flag --video_dir must have a value"),
         ((*_CONVERT, "--colour=red"), 2, "Unknown command line flag 'colour'"),
         ((*_CONVERT, "--encoding=bmp"), 2, "--encoding=bmp: value should be one of <jpeg|png|raw>"),
+        ((*_CONVERT, "--resize=pad"), 2, "--resize=pad: value should be one of <crop|short_side>"),
         ((*_CONVERT, "--num_frames=many"), 2, "--num_frames=many"),
         ((*_CONVERT, "x"), 2, "unexpected arguments: x"),
         ((*_CONVERT, "--", "--runner=FlinkRunner"), 2, "unexpected arguments: --runner=FlinkRunner"),
@@ -72,7 +73,7 @@ def test_the_whole_path_through_the_tools(tmp_path: Path, videos: Path) -> None:
     records, run_dir = tmp_path / "records", tmp_path / "run"
     convert = (
         "convert_videos.py", f"--video_dir={videos}", f"--output_dir={records}",
-        "--num_frames=4", "--image_size=32", "--encoding=raw", "--max_skipped=0.1",
+        "--num_frames=4", "--image_size=32", "--resize=short_side", "--encoding=raw", "--max_skipped=0.1",
     )  # fmt: skip
     ended = run_tool(*convert)
     assert ended.returncode == 0, ended.stderr
@@ -107,6 +108,7 @@ def test_the_whole_path_through_the_tools(tmp_path: Path, videos: Path) -> None:
     assert shard.read_bytes() == whole
     ended = run_tool(*inspect)
     assert ended.returncode == 0, ended.stdout
+    assert f"{records}: 4 frames of 32 pixels on the short side, uniform, raw; 2 classes" in ended.stdout
     assert "skipped: 1\n        1  does not open as a video\nVerified: nothing is wrong." in ended.stdout
     assert (tmp_path / "clips.png").read_bytes()[:4] == b"\x89PNG"
 

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
 from vidpipe import shards
+from vidpipe.config import ClipConfig
 from vidpipe.verify import verify
 
 FIRST, SECOND = "train-00000-of-00002.tfrecord", "train-00001-of-00002.tfrecord"
@@ -43,6 +45,18 @@ def _swap(folder: Path) -> None:
     (folder / SECOND).write_bytes(first)
 
 
+def _claim_another_size(folder: Path) -> None:
+    """The second record of a shard says 32 x 43 of its frames of 32 x 32."""
+    examples = [
+        tf.train.SequenceExample.FromString(example.numpy())
+        for example in tf.data.TFRecordDataset(str(folder / FIRST))
+    ]
+    examples[1].context.feature["image/width"].int64_list.value[0] = 43
+    with tf.io.TFRecordWriter(str(folder / FIRST)) as writer:
+        for example in examples:
+            writer.write(example.SerializeToString())
+
+
 def _edit_info(change: Callable[[dict], object]) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         values = json.loads((folder / shards.INFO_NAME).read_text())
@@ -73,6 +87,13 @@ def _share_group(folder: Path) -> None:
 
 def test_a_whole_dataset_has_no_problem(data_dir: str) -> None:
     assert list(verify(data_dir)) == []
+
+
+def test_a_whole_dataset_of_whole_frames_has_no_problem(
+    tmp_path: Path, convert_wide_and_tall: Callable[..., ClipConfig]
+) -> None:
+    convert_wide_and_tall(tmp_path, "jpeg", "short_side")
+    assert list(verify(str(tmp_path))) == []
 
 
 @pytest.mark.parametrize(
@@ -119,6 +140,21 @@ def test_a_whole_dataset_has_no_problem(data_dir: str) -> None:
             _edit_table(r"train/long/video_0\d.avi,train", "elsewhere.avi,train"),
             [r"position \d: holds train/long/video_0\d.avi \(long\), not what videos.csv has there"],
             id="another video in the table",
+        ),
+        pytest.param(
+            _claim_another_size,
+            [f"{FIRST}, position 1: cannot be decoded \\(a frame of another size\\)"],
+            id="another size in the record",
+        ),
+        pytest.param(
+            _edit_info(lambda v: v["clip"].update(image_size=16)),
+            ["clip differs", "position 0, .*frames of 32 x 32 pixels instead of . frames of 16 x 16"],
+            id="another size in the settings",
+        ),
+        pytest.param(
+            _edit_info(lambda v: v["clip"].update(resize="short_side")),
+            ["clip differs", "position 0, .*frames of 32 x 32 pixels instead of . frames of 32 x 43"],
+            id="another resize in the settings",
         ),
         pytest.param(_share_group, [r"group shared: in both train and val"], id="a group on both sides"),
         pytest.param(lambda f: (f / shards.INFO_NAME).unlink(), ["is not a finished dataset"], id="no info"),

@@ -9,7 +9,13 @@ import cv2
 import numpy as np
 import pytest
 
-from synthetic import brightness_frames, frame_indices_of, write_brightness_video
+from synthetic import (
+    brightness_frames,
+    frame_indices_of,
+    position_frames,
+    write_brightness_video,
+    write_coded_video,
+)
 from vidpipe import video
 from vidpipe.config import ClipConfig
 
@@ -49,6 +55,72 @@ def test_colours_are_rgb_and_the_crop_is_the_centre_square(tmp_path: Path) -> No
     assert red > 245
     assert green < 10
     assert blue < 10
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "image_size", "expected"),
+    [
+        pytest.param(48, 64, 32, (32, 43), id="landscape"),
+        pytest.param(64, 48, 32, (43, 32), id="portrait"),
+        pytest.param(48, 64, 20, (20, 27), id="below half the size"),
+        pytest.param(48, 64, 60, (60, 80), id="enlarged"),
+        pytest.param(48, 64, 48, (48, 64), id="as it is"),
+    ],
+)
+def test_short_side_keeps_the_whole_frame_and_its_shape(
+    tmp_path: Path, height: int, width: int, image_size: int, expected: tuple[int, int]
+) -> None:
+    path = str(tmp_path / "a.avi")
+    video.write_video(path, position_frames(3, height, width), fourcc="MJPG")
+    settings = ClipConfig(num_frames=3, image_size=image_size, resize="short_side")
+    clip = video.read_clip(path, settings)
+    assert clip.frames.shape == (3, *expected, 3)
+    assert (clip.info.height, clip.info.width) == (height, width)
+    assert np.abs(clip.frames.astype(int) - position_frames(3, *expected)).mean() < 4
+    encoded = video.read_encoded_clip(path, settings, "raw", 95)
+    assert (encoded.height, encoded.width) == expected
+    assert encoded.encoded_frames == [frame.tobytes() for frame in clip.frames]
+
+
+class _Capture:
+    """Gives these images and ends."""
+
+    def __init__(self, images: list[np.ndarray]) -> None:
+        self._images = [None, *images]
+
+    def grab(self) -> bool:
+        self._images.pop(0)
+        return bool(self._images)
+
+    def retrieve(self, _: np.ndarray | None) -> tuple[bool, np.ndarray | None]:
+        return True, self._images[0]
+
+
+@pytest.mark.parametrize(("resize", "expected"), [("crop", (32, 32)), ("short_side", (32, 43))])
+def test_frames_of_another_size_are_resized_to_the_first(resize: str, expected: tuple[int, int]) -> None:
+    sizes = [(48, 64), (30, 36), (48, 20), (9, 64)]
+    images = [brightness_frames(4, *size)[index] for index, size in enumerate(sizes)]
+    clip = ClipConfig(image_size=32, resize=resize)
+    frames, decoded, at_end, size = video._decode(_Capture(images), "a", np.arange(4), clip, True)  # type: ignore
+    assert frames.shape == (4, *expected, 3)
+    assert frame_indices_of(frames) == [0, 1, 2, 3]
+    assert (decoded, at_end, size) == (4, True, (48, 64))
+
+
+@pytest.mark.parametrize("resize", ["crop", "short_side"])
+def test_shrinking_averages_and_does_not_skip_pixels(resize: str) -> None:
+    stripes = np.zeros((96, 96, 3), np.uint8)
+    stripes[:, ::3] = 255
+    clip = ClipConfig(image_size=32, resize=resize)
+    frames, *_ = video._decode(_Capture([stripes]), "a", np.arange(1), clip, True)  # type: ignore
+    assert (frames == 85).all()
+
+
+def test_a_frame_too_long_to_be_stored_is_refused() -> None:
+    clip = ClipConfig(image_size=224, resize="short_side")
+    capture = _Capture([np.zeros((2, 1000, 3), np.uint8)])
+    with pytest.raises(video.VideoReadError, match="a: larger than the limit: 224 x 112000 pixels"):
+        video._decode(capture, "a", np.arange(1), clip, True)  # type: ignore
 
 
 def _claim(path: Path, num_frames: int) -> None:
@@ -161,3 +233,202 @@ def test_an_error_keeps_its_reason_across_processes() -> None:
 def test_an_encoder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(video.VideoReadError, match=re.escape("no encoder ZZZZ")):
         video.write_video(str(tmp_path / "a.avi"), brightness_frames(2), fourcc="ZZZZ")
+
+
+# x265 writes to stderr, past FFmpeg's log.
+_X265 = {"x265-params": "log-level=none"}
+# Three B-frames in a row, the middle one a reference too: hardly a frame is stored in its place.
+_B_FRAMES = {"x264-params": "bframes=3:b-adapt=0:b-pyramid=normal:keyint=10"}
+
+_KINDS = [
+    ("MPEG-4 part 2 in AVI", "a.avi", "mpeg4", "yuv420p", {}),
+    ("H.264 in MP4", "a.mp4", "libx264", "yuv420p", {}),
+    ("H.264 in MKV", "a.mkv", "libx264", "yuv420p", {}),
+    ("H.264 in MPEG-TS", "a.ts", "libx264", "yuv420p", {}),
+    ("H.264 without a container", "a.h264", "libx264", "yuv420p", {}),
+    ("HEVC in MP4", "a.mp4", "libx265", "yuv420p", _X265),
+    ("VP8 in WebM", "a.webm", "libvpx", "yuv420p", {}),
+    ("VP9 in WebM", "a.webm", "libvpx-vp9", "yuv420p", {}),
+    ("MJPEG in AVI", "a.avi", "mjpeg", "yuvj420p", {}),
+    ("MPEG-1", "a.mpg", "mpeg1video", "yuv420p", {}),
+    ("MPEG-2 in MPEG-TS", "a.ts", "mpeg2video", "yuv420p", {}),
+    ("FFV1 in MKV", "a.mkv", "ffv1", "yuv420p", {}),
+    ("WMV", "a.wmv", "wmv2", "yuv420p", {}),
+    ("ProRes in MOV", "a.mov", "prores", "yuv422p10le", {}),
+    ("GIF", "a.gif", "gif", "gray", {}),
+    ("grayscale FFV1", "a.mkv", "ffv1", "gray", {}),
+    ("grayscale H.264", "a.mp4", "libx264", "gray", {"color_range": "pc"}),
+    ("full-range H.264", "a.mp4", "libx264", "yuvj420p", {}),
+    ("10-bit H.264", "a.mp4", "libx264", "yuv420p10le", {}),
+    ("10-bit HEVC", "a.mp4", "libx265", "yuv420p10le", _X265),
+    ("4:4:4 H.264", "a.mp4", "libx264", "yuv444p", {}),
+    ("VP9 with transparency", "a.webm", "libvpx-vp9", "yuva420p", {}),
+    ("H.264 with B-frames in MP4", "a.mp4", "libx264", "yuv420p", _B_FRAMES),
+    ("H.264 with B-frames in MKV", "a.mkv", "libx264", "yuv420p", _B_FRAMES),
+    ("H.264 with B-frames in AVI", "a.avi", "libx264", "yuv420p", _B_FRAMES),
+]
+
+
+def _check_every_sampling(path: Path, num_frames: int, height: int = 48, width: int = 64) -> None:
+    """Reads a brightness video of 12 frames or more in each way, the whole of it first."""
+    whole = video.read_clip(str(path), ClipConfig(num_frames=num_frames, image_size=32))
+    assert frame_indices_of(whole.frames) == list(range(num_frames))
+    # A frame is one colour all over: no green line at an odd edge, nothing left over of an earlier frame.
+    assert np.ptp(whole.frames, axis=(1, 2)).max() <= 20
+    assert (whole.info.frames_decoded, whole.info.height, whole.info.width) == (num_frames, height, width)
+    for clip, expected in (
+        (ClipConfig(3), [(2 * i + 1) * num_frames // 6 for i in range(3)]),
+        (ClipConfig(3, "head"), [0, 1, 2]),
+        (ClipConfig(3, "interval", frame_stride=5), [0, 5, 10]),
+        (ClipConfig(num_frames + 5, "head"), list(range(num_frames))),
+    ):
+        read = video.read_clip(str(path), clip)
+        assert read.frame_indices.tolist() == expected
+        assert frame_indices_of(read.frames) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixel_format", "options"), [pytest.param(*kind[1:], id=kind[0]) for kind in _KINDS]
+)
+def test_every_kind_of_video_gives_each_frame_once_and_in_order(
+    tmp_path: Path, name: str, codec: str, pixel_format: str, options: dict[str, str]
+) -> None:
+    write_coded_video(tmp_path / name, codec, pixel_format, brightness_frames(12), options=options)
+    _check_every_sampling(tmp_path / name, 12)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixel_format"),
+    [
+        pytest.param("a.avi", "mpeg4", "yuv420p", id="MPEG-4 part 2 in AVI"),
+        pytest.param("a.mp4", "libx264", "yuv444p", id="4:4:4 H.264 in MP4"),
+        pytest.param("a.webm", "libvpx", "yuv420p", id="VP8 in WebM"),
+        pytest.param("a.webm", "libvpx-vp9", "yuv420p", id="VP9 in WebM"),
+        pytest.param("a.avi", "mjpeg", "yuvj420p", id="MJPEG in AVI"),
+        pytest.param("a.mpg", "mpeg1video", "yuv420p", id="MPEG-1"),
+        pytest.param("a.mkv", "ffv1", "yuv420p", id="FFV1 in MKV"),
+        pytest.param("a.gif", "gif", "gray", id="GIF"),
+    ],
+)
+def test_odd_sizes(tmp_path: Path, name: str, codec: str, pixel_format: str) -> None:
+    write_coded_video(tmp_path / name, codec, pixel_format, brightness_frames(12, 33, 47))
+    _check_every_sampling(tmp_path / name, 12, 33, 47)
+    whole = ClipConfig(num_frames=1, image_size=33, resize="short_side")
+    assert video.read_clip(str(tmp_path / name), whole).frames.shape == (1, 33, 47, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixel_format"),
+    [
+        pytest.param("a.avi", "mpeg4", "yuv420p", id="MPEG-4 part 2 in AVI"),
+        pytest.param("a.mp4", "libx264", "yuv420p", id="H.264 in MP4"),
+        pytest.param("a.mkv", "libx264", "yuv420p", id="H.264 in MKV"),
+        pytest.param("a.webm", "libvpx-vp9", "yuv420p", id="VP9 in WebM"),
+        pytest.param("a.mpg", "mpeg1video", "yuv420p", id="MPEG-1"),
+        pytest.param("a.gif", "gif", "gray", id="GIF"),
+    ],
+)
+@pytest.mark.parametrize("sampling", ["uniform", "interval", "head"])
+def test_a_video_of_one_frame(
+    tmp_path: Path, name: str, codec: str, pixel_format: str, sampling: str
+) -> None:
+    write_coded_video(tmp_path / name, codec, pixel_format, brightness_frames(4)[3:])
+    clip = video.read_clip(str(tmp_path / name), ClipConfig(num_frames=4, sampling=sampling))
+    assert frame_indices_of(clip.frames) == [3]
+    assert clip.frame_indices.tolist() == [0]
+
+
+# 20 frames over 37 times the usual interval, 1 to 3 of it apart.
+_UNEVEN = [0, 1, 4, 6, 7, 10, 11, 12, 15, 16, 18, 21, 23, 24, 27, 28, 29, 32, 34, 36]
+_VARIABLE_RATE = pytest.mark.parametrize(
+    ("name", "codec", "pixel_format"),
+    [
+        pytest.param("a.mp4", "libx264", "yuv420p", id="H.264 in MP4"),
+        pytest.param("a.mkv", "libx264", "yuv420p", id="H.264 in MKV"),
+        pytest.param("a.ts", "libx264", "yuv420p", id="H.264 in MPEG-TS"),
+        pytest.param("a.avi", "mpeg4", "yuv420p", id="MPEG-4 part 2 in AVI"),
+        pytest.param("a.webm", "libvpx", "yuv420p", id="VP8 in WebM"),
+        pytest.param("a.webm", "libvpx-vp9", "yuv420p", id="VP9 in WebM"),
+        pytest.param("a.wmv", "wmv2", "yuv420p", id="WMV"),
+        pytest.param("a.gif", "gif", "gray", id="GIF"),
+    ],
+)
+
+
+@_VARIABLE_RATE
+def test_a_variable_rate_gives_each_frame_once(
+    tmp_path: Path, name: str, codec: str, pixel_format: str
+) -> None:
+    """Where the container does not count its frames, the header's claim is far too high here."""
+    write_coded_video(tmp_path / name, codec, pixel_format, brightness_frames(20), _UNEVEN)
+    _check_every_sampling(tmp_path / name, 20)
+
+
+@pytest.mark.parametrize(
+    "timestamps",
+    [
+        pytest.param([*range(10), *range(40, 50)], id="in the middle"),
+        pytest.param([*range(19), 50], id="before the end"),
+    ],
+)
+def test_a_video_with_a_long_hole_is_refused(tmp_path: Path, timestamps: list[int]) -> None:
+    """As a file looks of which a part cannot be read."""
+    write_coded_video(tmp_path / "a.mkv", "ffv1", "gray", brightness_frames(20), timestamps)
+    for sampling in ("uniform", "interval"):
+        with pytest.raises(video.VideoReadError, match=r"a.mkv: ended after 20 of 5\d frames"):
+            video.read_clip(str(tmp_path / "a.mkv"), ClipConfig(num_frames=20, sampling=sampling))
+
+
+@pytest.mark.parametrize(
+    ("times", "duration_sec", "expected"),
+    [
+        pytest.param([0.1 * i for i in range(20)], 2, True, id="even"),
+        pytest.param([*(0.1 * i for i in range(29)), 0], 3, True, id="the last frame has no time"),
+        pytest.param([0.1 * i for i in range(12)], 2, False, id="cut"),
+        pytest.param([*(0.1 * i for i in range(9)), 1.9], 2, False, id="hole"),
+        pytest.param([0, 0, 0], 0, False, id="no times and no duration"),
+    ],
+)
+def test_whether_frames_fill_the_duration(times: list[float], duration_sec: float, expected: bool) -> None:
+    assert video._fills(times, duration_sec) == expected
+
+
+@pytest.mark.parametrize("timestamps", [None, _UNEVEN], ids=["constant rate", "variable rate"])
+def test_a_file_without_a_frame_count_that_was_cut_is_refused(
+    tmp_path: Path, timestamps: list[int] | None
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), np.uint8)
+    write_coded_video(tmp_path / "whole.mkv", "ffv1", "yuv420p", noise, timestamps)
+    assert video.read_clip(str(tmp_path / "whole.mkv"), ClipConfig()).info.frames_decoded == 20
+    whole = (tmp_path / "whole.mkv").read_bytes()
+    for tenth in range(9):
+        path = tmp_path / f"{tenth}.mkv"
+        path.write_bytes(whole[: len(whole) * tenth // 10])
+        with pytest.raises(video.VideoReadError, match="does not open|no frame|ended after"):
+            video.read_clip(str(path), ClipConfig(num_frames=20))
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm"])
+def test_av1_is_read_or_refused_by_name(tmp_path: Path, name: str) -> None:
+    """OpenCV's wheels bring FFmpeg's own AV1 decoder, which needs hardware."""
+    write_coded_video(tmp_path / name, "libsvtav1", "yuv420p", brightness_frames(12))
+    try:
+        _check_every_sampling(tmp_path / name, 12)
+    except video.VideoReadError as error:
+        assert error.reason == "opens but has no frame that OpenCV can decode (codec AV01)"
+
+
+@pytest.mark.parametrize(("resize", "expected"), [("crop", (32, 32)), ("short_side", (32, 43))])
+def test_a_size_that_changes_within_a_file_does_no_harm(
+    tmp_path: Path, resize: str, expected: tuple[int, int]
+) -> None:
+    """OpenCV 4.7 and later give every frame the first one's size; what is in the changed ones is theirs."""
+    write_coded_video(tmp_path / "a.ts", "mpeg2video", "yuv420p", brightness_frames(12))
+    write_coded_video(tmp_path / "b.ts", "mpeg2video", "yuv420p", brightness_frames(12, 96, 80))
+    (tmp_path / "c.ts").write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    for sampling in ("uniform", "head"):
+        settings = ClipConfig(num_frames=24, sampling=sampling, image_size=32, resize=resize)
+        clip = video.read_clip(str(tmp_path / "c.ts"), settings)
+        assert clip.frames.shape[1:3] == expected
+        assert frame_indices_of(clip.frames[:11]) == list(range(11))
+        assert (clip.info.height, clip.info.width) == (48, 64)

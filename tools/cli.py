@@ -11,7 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app, flags
 
-from vidpipe.config import ClipConfig
+from vidpipe.config import RESIZE, ClipConfig
 from vidpipe.spec import VidpipeError
 
 
@@ -87,7 +87,15 @@ def define_clip_flags() -> Callable[[], ClipConfig]:
         "frame_stride", None, "With --sampling=interval; left out, T frames are spread over the video."
     )
     image_size = flags.DEFINE_integer("image_size", ClipConfig.image_size, "Side of the frames, pixels.")
-    return lambda: ClipConfig(num_frames.value, sampling.value, frame_stride.value, image_size.value)
+    resize = flags.DEFINE_enum(
+        "resize",
+        ClipConfig.resize,
+        RESIZE,
+        "crop: store the centre square; short_side: store the whole frame, its short side image_size pixels.",
+    )
+    return lambda: ClipConfig(
+        num_frames.value, sampling.value, frame_stride.value, image_size.value, resize.value
+    )
 
 
 def _parse(argv: list[str]) -> list[str]:

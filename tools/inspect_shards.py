@@ -53,8 +53,11 @@ def _print_summary(data_dir: str) -> None:
     rows = list(shards.read_videos(data_dir))
     clip = info.clip
     stride = f" (frame_stride {clip.frame_stride})" if clip.frame_stride else ""
+    frame_size = f"{clip.image_size} x {clip.image_size}"
+    if clip.resize == "short_side":
+        frame_size = f"{clip.image_size} pixels on the short side"
     print(
-        f"{data_dir}: {clip.num_frames} frames of {clip.image_size} x {clip.image_size}, "
+        f"{data_dir}: {clip.num_frames} frames of {frame_size}, "
         f"{clip.sampling}{stride}, {info.encoding}; {len(info.classes)} classes; "
         f"fingerprint {info.fingerprint[:16]}"
     )

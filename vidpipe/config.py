@@ -10,6 +10,7 @@ from vidpipe.sampling import SAMPLERS
 from vidpipe.spec import ClipSpec, VidpipeError
 
 ENCODINGS = ("jpeg", "png", "raw")
+RESIZE = ("crop", "short_side")
 FINE_TUNE = ("none", "block5", "block4", "block3", "block2", "block1", "all")
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 CACHE_FEATURES = ("auto", "on", "off")
@@ -29,24 +30,39 @@ class ClipConfig:
       num_frames: frames per clip (T); shorter videos give fewer.
       sampling: which frames, a key of `sampling.SAMPLERS`.
       frame_stride: source frames between neighbours, only with `interval`; None spreads T over the video.
-      image_size: side of the square frames, pixels, after the centre crop.
+      image_size: side of the square frames that the model takes, pixels.
+      resize: `crop` stores the centre square of each frame, resized. `short_side` stores the whole frame, its
+        short side resized to image_size, and leaves the choice of the square to the reader.
     """
 
     num_frames: int = 20
     sampling: str = "uniform"
     frame_stride: int | None = None
     image_size: int = 224
+    resize: str = "crop"
 
     def __post_init__(self) -> None:
         _check_at_least(self, num_frames=1, image_size=1, frame_stride=1)
         _check_choice("sampling", self.sampling, SAMPLERS)
+        _check_choice("resize", self.resize, RESIZE)
         if self.frame_stride is not None and self.sampling != "interval":
             raise ConfigError(f"frame_stride goes with sampling=interval; got sampling={self.sampling}.")
 
     @property
     def spec(self) -> ClipSpec:
-        """The shape of the clips these settings make."""
+        """The shape of the clips that the model takes."""
         return ClipSpec(self.num_frames, self.image_size, self.image_size)
+
+    def frame_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the stored frames of a video whose own are `height` and `width`, pixels.
+
+        >>> ClipConfig(image_size=224, resize="short_side").frame_size(240, 320)
+        (224, 299)
+        """
+        if self.resize == "crop":
+            return self.image_size, self.image_size
+        short = min(height, width)
+        return round(height * self.image_size / short), round(width * self.image_size / short)
 
 
 @dataclass(frozen=True)

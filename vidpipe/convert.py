@@ -297,7 +297,8 @@ def _encode(row: VideoRow, clip: video.EncodedClip, classes: list[str], config: 
         row.label_name,
         row.video_id,
         config.encoding,
-        config.clip.image_size,
+        clip.height,
+        clip.width,
     )
 
 
@@ -412,7 +413,8 @@ def _settings(config: ConversionConfig, rows: Sequence[VideoRow], classes: list[
 def _num_shards(config: ConversionConfig, num_videos: int) -> int:
     if num_videos == 0:
         return 0
-    pixels = num_videos * config.clip.num_frames * config.clip.image_size**2
+    height, width = config.clip.frame_size(3, 4)  # the videos' own shapes are not known yet
+    pixels = num_videos * config.clip.num_frames * height * width
     size = pixels * _BYTES_PER_PIXEL[config.encoding]
     return min(num_videos, max(1, round(size / (config.shard_size_mb * 2**20))))
 

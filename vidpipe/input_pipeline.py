@@ -103,6 +103,22 @@ def eval_dataset(data_dir: str, info: DatasetInfo, batch_size: int, split: str) 
     return _batches(examples, info, batch_size)
 
 
+def centre_crop(frames: tf.Tensor, spec: ClipSpec) -> tf.Tensor:
+    """Cuts the middle of the stored frames, for training, evaluation and prediction alike.
+
+    Args:
+      frames: uint8 [n, H, W, 3], at least as high and wide as `spec` says.
+      spec: the height and width that the model takes.
+
+    Returns:
+      uint8 [n, height, width, 3].
+    """
+    top = (tf.shape(frames)[1] - spec.height) // 2
+    left = (tf.shape(frames)[2] - spec.width) // 2
+    middle = frames[:, top : top + spec.height, left : left + spec.width]
+    return tf.ensure_shape(middle, [None, spec.height, spec.width, 3])
+
+
 def pad_clip(frames: tf.Tensor, num_frames: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Zeros behind the real frames, and the mask that tells them apart.
 
@@ -129,8 +145,8 @@ def _batches(examples: tf.data.Dataset, info: DatasetInfo, batch_size: int) -> t
 def _clip_reader(encoding: str, spec: ClipSpec) -> Callable:
     def read(example: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
         clip = records.parse_clip(example)
-        frames = records.decode_frames(clip["encoded_frames"], encoding, spec)
-        frames, mask = pad_clip(frames, spec.num_frames)
+        frames = records.decode_frames(clip["encoded_frames"], encoding, clip["height"], clip["width"])
+        frames, mask = pad_clip(centre_crop(frames, spec), spec.num_frames)
         return {"frames": frames, "mask": mask}, clip["label"], tf.constant(1.0)
 
     return read

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from vidpipe import video
 from vidpipe.config import ClipConfig
-from vidpipe.input_pipeline import pad_clip
+from vidpipe.input_pipeline import centre_crop, pad_clip
 from vidpipe.model import load_model
 
 
@@ -58,5 +58,6 @@ def clip_inputs(path: str, clip: ClipConfig) -> dict[str, tf.Tensor]:
     Raises:
       VideoReadError: the video cannot be read.
     """
-    frames, mask = pad_clip(tf.constant(video.read_clip(path, clip).frames), clip.num_frames)
+    frames = centre_crop(tf.constant(video.read_clip(path, clip).frames), clip.spec)
+    frames, mask = pad_clip(frames, clip.num_frames)
     return {"frames": frames[tf.newaxis], "mask": mask[tf.newaxis]}

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from vidpipe.spec import ClipSpec
-
 SCHEMA_VERSION = 1
 
 _FRAMES = "image/encoded"
@@ -31,7 +29,8 @@ def encode_clip(
     label_name: str,
     video_id: str,
     encoding: str,
-    image_size: int,
+    height: int,
+    width: int,
 ) -> bytes:
     """Serializes one clip.
 
@@ -42,7 +41,8 @@ def encode_clip(
       label_name: the class at that index.
       video_id: the video's name in the manifest.
       encoding: `jpeg`, `png` or `raw`.
-      image_size: height and width of the frames, pixels.
+      height: of each frame, pixels.
+      width: of each frame, pixels.
 
     Returns:
       A serialized tf.train.SequenceExample; the same input gives the same bytes.
@@ -51,8 +51,8 @@ def encode_clip(
         _LABEL: _int64([label]),
         _LABEL_NAME: _bytes([label_name.encode()]),
         _FILE_NAME: _bytes([video_id.encode()]),
-        _HEIGHT: _int64([image_size]),
-        _WIDTH: _int64([image_size]),
+        _HEIGHT: _int64([height]),
+        _WIDTH: _int64([width]),
         _FORMAT: _bytes([encoding.encode()]),
         _SCHEMA_VERSION: _int64([SCHEMA_VERSION]),
     }
@@ -74,8 +74,8 @@ def parse_clip(example: tf.Tensor) -> dict[str, tf.Tensor]:
       example: string [], as `encode_clip` gives it.
 
     Returns:
-      `encoded_frames` string [n], `frame_indices` int64 [n], `label` int32 [], `label_name` and `video_id`
-      string [].
+      `encoded_frames` string [n], `frame_indices` int64 [n], `height`, `width` and `label` int32 [],
+      `label_name` and `video_id` string [].
     """
     context, steps = tf.io.parse_single_sequence_example(
         example,
@@ -83,6 +83,8 @@ def parse_clip(example: tf.Tensor) -> dict[str, tf.Tensor]:
             _LABEL: tf.io.FixedLenFeature([], tf.int64),
             _LABEL_NAME: tf.io.FixedLenFeature([], tf.string),
             _FILE_NAME: tf.io.FixedLenFeature([], tf.string),
+            _HEIGHT: tf.io.FixedLenFeature([], tf.int64),
+            _WIDTH: tf.io.FixedLenFeature([], tf.int64),
         },
         sequence_features={
             _FRAMES: tf.io.FixedLenSequenceFeature([], tf.string),
@@ -92,36 +94,46 @@ def parse_clip(example: tf.Tensor) -> dict[str, tf.Tensor]:
     return {
         "encoded_frames": steps[_FRAMES],
         "frame_indices": steps[_FRAME_INDICES],
+        "height": tf.cast(context[_HEIGHT], tf.int32),
+        "width": tf.cast(context[_WIDTH], tf.int32),
         "label": tf.cast(context[_LABEL], tf.int32),
         "label_name": context[_LABEL_NAME],
         "video_id": context[_FILE_NAME],
     }
 
 
-def decode_frames(encoded_frames: tf.Tensor, encoding: str, spec: ClipSpec) -> tf.Tensor:
+def decode_frames(
+    encoded_frames: tf.Tensor, encoding: str, height: tf.Tensor | int, width: tf.Tensor | int
+) -> tf.Tensor:
     """Decodes the frames of one clip.
 
     Args:
       encoded_frames: string [n], n >= 1.
       encoding: what `encode_clip` was given.
-      spec: the frames' height and width; a frame of another size is an error.
+      height: what the record says of each frame, int32 [], pixels.
+      width: likewise.
 
     Returns:
       uint8 [n, height, width, 3], RGB, 0..255; for JPEG what OpenCV decodes, bit for bit.
-    """
-    shape = [spec.height, spec.width, 3]
-    if encoding == "raw":
-        return tf.reshape(tf.io.decode_raw(encoded_frames, tf.uint8), [-1, *shape])
 
+    Raises:
+      tf.errors.InvalidArgumentError: a frame is damaged or of another size.
+    """
+    if encoding == "raw":
+        shape = tf.stack([tf.size(encoded_frames), height, width, 3])
+        return tf.reshape(tf.io.decode_raw(encoded_frames, tf.uint8), shape)
+
+    @tf.autograph.experimental.do_not_convert  # else errors begin with the place in the code
     def decode(frame: tf.Tensor) -> tf.Tensor:
         if encoding == "jpeg":
             # INTEGER_ACCURATE equals OpenCV's decoder; TensorFlow's default differs by some levels.
             image = tf.io.decode_jpeg(frame, channels=3, dct_method="INTEGER_ACCURATE")
         else:
             image = tf.io.decode_png(frame, channels=3)
-        return tf.ensure_shape(image, shape)
+        tf.debugging.assert_equal(tf.shape(image)[:2], tf.stack([height, width]), "a frame of another size")
+        return image
 
-    return tf.map_fn(decode, encoded_frames, fn_output_signature=tf.TensorSpec(shape, tf.uint8))
+    return tf.map_fn(decode, encoded_frames, fn_output_signature=tf.TensorSpec([None, None, 3], tf.uint8))
 
 
 def _bytes(values: Sequence[bytes]) -> tf.train.Feature:

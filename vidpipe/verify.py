@@ -105,7 +105,9 @@ def _check_record(
     where = f"{name}, position {position}"
     try:
         clip = records.parse_clip(example)
-        frames = records.decode_frames(clip["encoded_frames"], info.encoding, info.clip.spec)
+        frames = records.decode_frames(
+            clip["encoded_frames"], info.encoding, clip["height"], clip["width"]
+        ).numpy()
     except tf.errors.InvalidArgumentError as error:
         yield f"{where}: cannot be decoded ({error.message.splitlines()[0]})"
         return
@@ -116,5 +118,9 @@ def _check_record(
     row = rows[position] if position < len(rows) else None
     if row is None or row["video_id"] != video_id or row["label"] != label_name:
         yield f"{where}: holds {video_id} ({label_name}), not what {shards.VIDEOS_NAME} has there"
-    elif int(row["frames_kept"]) != len(frames):
-        yield f"{where}, {video_id}: {len(frames)} frames instead of {row['frames_kept']}"
+    else:
+        height, width = info.clip.frame_size(int(row["height"]), int(row["width"]))
+        found, expected = frames.shape[:3], (int(row["frames_kept"]), height, width)
+        if found != expected:
+            describe = "{} frames of {} x {} pixels".format
+            yield f"{where}, {video_id}: {describe(*found)} instead of {describe(*expected)}"

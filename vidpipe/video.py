@@ -24,11 +24,14 @@ from vidpipe.sampling import depends_on_length, sample_indices
 from vidpipe.spec import VidpipeError
 
 # Containers without an index (MPEG program streams, WebM) give an estimate of their frame count, usually
-# a few frames off. A file that gives less than this share of its claim was cut or damaged.
+# a few frames off. A file that gives less than this share of its claim was cut or damaged, unless its frames
+# are spread over this share of its duration: then its rate varies, which the estimate does not know.
 MIN_READABLE_SHARE = 0.9
 # 16384 x 16384: beyond any camera, and a frame of it is 800 MB.
 MAX_FRAME_PIXELS = 2**28
 OUT_OF_MEMORY = "larger than the limit of memory"
+# Of a stored frame; JPEG's own limit.
+MAX_FRAME_SIDE = 65500
 
 
 class VideoReadError(VidpipeError):
@@ -52,7 +55,7 @@ class VideoInfo:
       frames_decoded: frames read; the video's true length where `read_to_end`.
       read_to_end: False where the wanted frames were complete before the end.
       fps: frames per second by the header; 0 where it has none.
-      height, width: of a decoded frame, rotated as the file asks, pixels.
+      height, width: of the first wanted frame, rotated as the file asks, pixels.
     """
 
     frames_claimed: int
@@ -68,7 +71,7 @@ class VideoClip:
     """The sampled frames of a video.
 
     Attributes:
-      frames: uint8 [n, image_size, image_size, 3], RGB, 0..255, n <= num_frames.
+      frames: uint8 [n, H, W, 3], RGB, 0..255; n <= num_frames, H and W as `ClipConfig.frame_size` says.
       frame_indices: int64 [n], each frame's place in the video, ascending.
       info: what reading the video showed.
     """
@@ -80,15 +83,23 @@ class VideoClip:
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """A clip with each frame as bytes, small enough to cross a process border."""
+    """A clip with each frame as bytes, small enough to cross a process border.
+
+    Attributes:
+      encoded_frames: as `encode_frame` gives them.
+      height, width: of these frames, pixels.
+      frame_indices, info: those of the `VideoClip`.
+    """
 
     encoded_frames: list[bytes]
+    height: int
+    width: int
     frame_indices: np.ndarray
     info: VideoInfo
 
 
 def read_clip(path: str, clip: ClipConfig) -> VideoClip:
-    """Decodes the frames that `clip` asks for, cropped to the centre square and resized.
+    """Decodes the frames that `clip` asks for, cropped and resized as it says.
 
     One pass: the indices come from the header's frame count, and only where that turns out wrong is the
     video read again with indices from the true count.
@@ -107,21 +118,17 @@ def read_clip(path: str, clip: ClipConfig) -> VideoClip:
     with _open(path) as capture:
         claimed = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         fps = float(capture.get(cv2.CAP_PROP_FPS))
-        length = claimed
-        if length < 1:
-            # An unknown length: any number does where it only cuts off, else count first.
-            length = _count_frames(path) if needs_length else clip.num_frames * (clip.frame_stride or 1)
+        # Where the length only cuts off, any that is large enough does; the claim may be too small.
+        length = max(1, claimed) if needs_length else clip.num_frames * (clip.frame_stride or 1)
         wanted = sample_indices(clip.sampling, length, clip.num_frames, clip.frame_stride)
-        frames, decoded, at_end, shape = _decode(capture, path, wanted, clip.image_size, needs_length)
-    if decoded == 0:
-        raise VideoReadError(path, "opens but has no frame")
+        frames, decoded, at_end, shape = _decode(capture, path, wanted, clip, needs_length)
     needed = claimed if needs_length else min(claimed, int(wanted[-1]) + 1)
-    if decoded < MIN_READABLE_SHARE * needed:
+    if decoded < MIN_READABLE_SHARE * needed and not _fills(_frame_times(path), claimed / fps if fps else 0):
         raise VideoReadError(path, f"ended after {decoded} of {needed} frames")
     if needs_length and decoded != length:
         wanted = sample_indices(clip.sampling, decoded, clip.num_frames, clip.frame_stride)
         with _open(path) as capture:
-            frames, _, _, _ = _decode(capture, path, wanted, clip.image_size, read_on=False)
+            frames, _, _, shape = _decode(capture, path, wanted, clip, read_on=False)
         if len(frames) < len(wanted):
             raise VideoReadError(path, "gives another number of frames each time it is read")
     info = VideoInfo(claimed, decoded, at_end, fps, *shape)
@@ -132,7 +139,8 @@ def read_encoded_clip(path: str, clip: ClipConfig, encoding: str, jpeg_quality: 
     """`read_clip`, then `encode_frame` for each frame: what a decoding worker does."""
     decoded = read_clip(path, clip)
     encoded = [encode_frame(frame, encoding, jpeg_quality) for frame in decoded.frames]
-    return EncodedClip(encoded, decoded.frame_indices, decoded.info)
+    height, width = decoded.frames.shape[1:3]
+    return EncodedClip(encoded, height, width, decoded.frame_indices, decoded.info)
 
 
 def encode_frame(frame: np.ndarray, encoding: str, jpeg_quality: int = 95) -> bytes:
@@ -184,9 +192,8 @@ def _open(path: str) -> Iterator[cv2.VideoCapture]:
     # FFmpeg by name: left to choose, OpenCV would also take `img_01.png` for the start of an image sequence.
     # One thread: in bulk a process per core beats threads within a video.
     capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-    capture.set(
-        cv2.CAP_PROP_ORIENTATION_AUTO, 1
-    )  # off unless asked for: phones' videos would lie on their side
+    # Off unless asked for: phones' videos would lie on their side.
+    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
     try:
         if not capture.isOpened():
             raise VideoReadError(path, "does not open as a video")
@@ -204,25 +211,38 @@ def _open(path: str) -> Iterator[cv2.VideoCapture]:
         capture.release()
 
 
-def _count_frames(path: str) -> int:
+def _frame_times(path: str) -> list[float]:
+    """When each frame is shown, seconds from the first; 0 where the file does not say."""
+    times = []
     with _open(path) as capture:
-        count = 0
         while capture.grab():
-            count += 1
-    if count == 0:
-        raise VideoReadError(path, "opens but has no frame")
-    return count
+            times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+    return times
+
+
+def _no_frame(path: str, capture: cv2.VideoCapture) -> VideoReadError:
+    code = int(capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF
+    codec = code.to_bytes(4, "little").decode("latin-1").strip("\0 ")
+    return VideoReadError(path, f"opens but has no frame that OpenCV can decode (codec {codec})")
+
+
+def _fills(times: list[float], duration_sec: float) -> bool:
+    """Whether no long part of the duration, at its end or before, is without a frame."""
+    gaps = np.diff(sorted([*times, duration_sec]))
+    return gaps.max() < (1 - MIN_READABLE_SHARE) * duration_sec
 
 
 def _decode(
-    capture: cv2.VideoCapture, path: str, wanted: np.ndarray, image_size: int, read_on: bool
+    capture: cv2.VideoCapture, path: str, wanted: np.ndarray, clip: ClipConfig, read_on: bool
 ) -> tuple[np.ndarray, int, bool, tuple[int, int]]:
     """Gives the wanted frames that are there, how many were read, whether to the end, and (height, width)."""
-    frames = np.empty((len(wanted), image_size, image_size, 3), np.uint8)
+    frames = np.empty((0, 0, 0, 3), np.uint8)
     count, position, shape = 0, 0, (0, 0)
     image = None  # its memory is used again for every frame
     while read_on or count < len(wanted):
         if not capture.grab():
+            if position == 0:
+                raise _no_frame(path, capture)
             return frames[:count], position, True, shape
         if count < len(wanted) and position == wanted[count]:
             readable, image = capture.retrieve(image)
@@ -230,22 +250,29 @@ def _decode(
                 raise VideoReadError(
                     path, f"1 of {len(wanted)} frames unreadable: frame {position} of the video"
                 )
-            shape = image.shape[:2]
-            _write_square(image, frames[count])
+            if count == 0:
+                shape = image.shape[:2]
+                height, width = clip.frame_size(*shape)
+                if max(height, width) > MAX_FRAME_SIDE:
+                    raise VideoReadError(path, f"larger than the limit: {height} x {width} pixels to store")
+                frames = np.empty((len(wanted), height, width, 3), np.uint8)
+            _write_frame(image, frames[count], clip.resize)
             count += 1
         position += 1
     return frames[:count], position, False, shape
 
 
-def _write_square(image: np.ndarray, frame: np.ndarray) -> None:
-    """Writes the centre square of `image`, resized, BGR -> RGB, into `frame`."""
-    height, width = image.shape[:2]
-    side, image_size = min(height, width), len(frame)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = image[top : top + side, left : left + side]
-    if side != image_size:
+def _write_frame(image: np.ndarray, frame: np.ndarray, resize: str) -> None:
+    """Writes `image`, or its centre square, into `frame`: resized to it, BGR -> RGB."""
+    if resize == "crop":
+        height, width = image.shape[:2]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        image = image[top : top + side, left : left + side]
+    if image.shape != frame.shape:
         # Linear interpolation looks at 2 x 2 pixels: from half size down it skips some and aliases. Averaging
         # does not, at five times the cost and more, so it is left to where it is needed.
-        interpolation = cv2.INTER_AREA if side >= 2 * image_size else cv2.INTER_LINEAR
-        square = cv2.resize(square, (image_size, image_size), interpolation=interpolation)
-    cv2.cvtColor(square, cv2.COLOR_BGR2RGB, dst=frame)
+        halves = min(image.shape[:2]) >= 2 * min(frame.shape[:2])
+        interpolation = cv2.INTER_AREA if halves else cv2.INTER_LINEAR
+        image = cv2.resize(image, (frame.shape[1], frame.shape[0]), interpolation=interpolation)
+    cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=frame)
