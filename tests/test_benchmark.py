@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 
 import benchmark
@@ -55,6 +56,26 @@ def test_decode_measures_against_floor_notebook_and_the_peers_that_are_there(
     assert missing == [
         "decord is not installed; its rows are left out. pip install '.[benchmark]' brings it."
     ]
+
+
+def test_convert_measures_time_start_up_and_memory(few_videos: Path) -> None:
+    rows, _ = run_benchmark("convert", few_videos)
+    assert [(row["what"], row["against"], row["unit"]) for row in rows] == [
+        ("convert with 2 workers", "1 worker", "wall s"),
+        ("convert a clip", "bare grab and encode", "CPU ms/clip"),
+        ("start-up of a conversion", "its 4 clips", "CPU s"),
+        ("parent's memory, 40 videos", "4 videos", "MiB"),
+        ("worker's memory, 40 videos", "4 videos", "MiB"),
+    ]
+    wall, clip, start_up, parent, worker = rows
+    assert wall["ours"] > 0 and wall["theirs"] > 0
+    # The difference of two conversions: of so few clips it may come out as anything.
+    assert math.isfinite(clip["ours"]) and clip["theirs"] > 0
+    assert start_up["ours"] > 0
+    # Only the parent has TensorFlow, so a worker that seemed as large would not have been measured itself.
+    assert 10 < 2 * worker["ours"] < parent["ours"]
+    assert parent["ratio"] == pytest.approx(1, abs=0.2)
+    assert worker["ratio"] == pytest.approx(1, abs=0.2)
 
 
 @pytest.mark.parametrize(("module", "peer"), [("av", benchmark._pyav), ("decord", benchmark._decord)])
