@@ -114,33 +114,18 @@ def read_clip(path: str, clip: ClipConfig) -> VideoClip:
     Raises:
       VideoReadError: the file does not open, has no frame, ends early, or a wanted frame is unreadable.
     """
-    needs_length = depends_on_length(clip.sampling, clip.frame_stride)
-    with _open(path) as capture:
-        claimed = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        fps = float(capture.get(cv2.CAP_PROP_FPS))
-        # Where the length only cuts off, any that is large enough does; the claim may be too small.
-        length = max(1, claimed) if needs_length else clip.num_frames * (clip.frame_stride or 1)
-        wanted = sample_indices(clip.sampling, length, clip.num_frames, clip.frame_stride)
-        frames, decoded, at_end, shape = _decode(capture, path, wanted, clip, needs_length)
-    needed = claimed if needs_length else min(claimed, int(wanted[-1]) + 1)
-    if decoded < MIN_READABLE_SHARE * needed and not _fills(_frame_times(path), claimed / fps if fps else 0):
-        raise VideoReadError(path, f"ended after {decoded} of {needed} frames")
-    if needs_length and decoded != length:
-        wanted = sample_indices(clip.sampling, decoded, clip.num_frames, clip.frame_stride)
-        with _open(path) as capture:
-            frames, _, _, shape = _decode(capture, path, wanted, clip, read_on=False)
-        if len(frames) < len(wanted):
-            raise VideoReadError(path, "gives another number of frames each time it is read")
-    info = VideoInfo(claimed, decoded, at_end, fps, *shape)
-    return VideoClip(frames, wanted[: len(frames)], info)
+    read = _read_bgr(path, clip)
+    for frame in read.frames:
+        cv2.cvtColor(frame, cv2.COLOR_BGR2RGB, dst=frame)
+    return read
 
 
 def read_encoded_clip(path: str, clip: ClipConfig, encoding: str, jpeg_quality: int) -> EncodedClip:
     """`read_clip`, then `encode_frame` for each frame: what a decoding worker does."""
-    decoded = read_clip(path, clip)
-    encoded = [encode_frame(frame, encoding, jpeg_quality) for frame in decoded.frames]
-    height, width = decoded.frames.shape[1:3]
-    return EncodedClip(encoded, height, width, decoded.frame_indices, decoded.info)
+    read = _read_bgr(path, clip)
+    encoded = [_encode_bgr(frame, encoding, jpeg_quality) for frame in read.frames]
+    height, width = read.frames.shape[1:3]
+    return EncodedClip(encoded, height, width, read.frame_indices, read.info)
 
 
 def encode_frame(frame: np.ndarray, encoding: str, jpeg_quality: int = 95) -> bytes:
@@ -151,10 +136,7 @@ def encode_frame(frame: np.ndarray, encoding: str, jpeg_quality: int = 95) -> by
       encoding: `jpeg`, `png`, or `raw` for the bytes as they lie, row by row.
       jpeg_quality: 1 to 100.
     """
-    if encoding == "raw":
-        return frame.tobytes()
-    suffix, flags = (".jpg", [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]) if encoding == "jpeg" else (".png", [])
-    return cv2.imencode(suffix, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), flags)[1].tobytes()
+    return _encode_bgr(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), encoding, jpeg_quality)
 
 
 def write_video(path: str, frames: Iterable[np.ndarray], fps: float = 25, fourcc: str = "XVID") -> None:
@@ -183,6 +165,36 @@ def limit_memory(megabytes: int) -> None:
     A video that needs more then fails by itself, and takes nothing else with it.
     """
     resource.setrlimit(resource.RLIMIT_DATA, (megabytes << 20, resource.RLIM_INFINITY))
+
+
+def _read_bgr(path: str, clip: ClipConfig) -> VideoClip:
+    """What `read_clip` gives, in the order of colours that OpenCV decodes and encodes."""
+    needs_length = depends_on_length(clip.sampling, clip.frame_stride)
+    with _open(path) as capture:
+        claimed = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        fps = float(capture.get(cv2.CAP_PROP_FPS))
+        # Where the length only cuts off, any that is large enough does; the claim may be too small.
+        length = max(1, claimed) if needs_length else clip.num_frames * (clip.frame_stride or 1)
+        wanted = sample_indices(clip.sampling, length, clip.num_frames, clip.frame_stride)
+        frames, decoded, at_end, shape = _decode(capture, path, wanted, clip, needs_length)
+    needed = claimed if needs_length else min(claimed, int(wanted[-1]) + 1)
+    if decoded < MIN_READABLE_SHARE * needed and not _fills(_frame_times(path), claimed / fps if fps else 0):
+        raise VideoReadError(path, f"ended after {decoded} of {needed} frames")
+    if needs_length and decoded != length:
+        wanted = sample_indices(clip.sampling, decoded, clip.num_frames, clip.frame_stride)
+        with _open(path) as capture:
+            frames, _, _, shape = _decode(capture, path, wanted, clip, read_on=False)
+        if len(frames) < len(wanted):
+            raise VideoReadError(path, "gives another number of frames each time it is read")
+    info = VideoInfo(claimed, decoded, at_end, fps, *shape)
+    return VideoClip(frames, wanted[: len(frames)], info)
+
+
+def _encode_bgr(frame: np.ndarray, encoding: str, jpeg_quality: int) -> bytes:
+    if encoding == "raw":
+        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB).tobytes()
+    suffix, flags = (".jpg", [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]) if encoding == "jpeg" else (".png", [])
+    return cv2.imencode(suffix, frame, flags)[1].tobytes()
 
 
 @contextmanager
@@ -263,7 +275,7 @@ def _decode(
 
 
 def _write_frame(image: np.ndarray, frame: np.ndarray, resize: str) -> None:
-    """Writes `image`, or its centre square, into `frame`: resized to it, BGR -> RGB."""
+    """Writes `image`, or its centre square, into `frame`, resized to it."""
     if resize == "crop":
         height, width = image.shape[:2]
         side = min(height, width)
@@ -274,5 +286,6 @@ def _write_frame(image: np.ndarray, frame: np.ndarray, resize: str) -> None:
         # does not, at five times the cost and more, so it is left to where it is needed.
         halves = min(image.shape[:2]) >= 2 * min(frame.shape[:2])
         interpolation = cv2.INTER_AREA if halves else cv2.INTER_LINEAR
-        image = cv2.resize(image, (frame.shape[1], frame.shape[0]), interpolation=interpolation)
-    cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=frame)
+        cv2.resize(image, (frame.shape[1], frame.shape[0]), dst=frame, interpolation=interpolation)
+    else:
+        frame[:] = image
