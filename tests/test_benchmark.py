@@ -61,7 +61,7 @@ def test_decode_measures_against_floor_notebook_and_the_peers_that_are_there(
 def test_convert_measures_time_start_up_and_memory(few_videos: Path) -> None:
     rows, _ = run_benchmark("convert", few_videos)
     assert [(row["what"], row["against"], row["unit"]) for row in rows] == [
-        ("convert with 2 workers", "1 worker", "wall s"),
+        ("convert 40 videos, 2 workers", "1 worker", "wall s"),
         ("convert a clip", "bare grab and encode", "CPU ms/clip"),
         ("start-up of a conversion", "its 4 clips", "CPU s"),
         ("parent's memory, 40 videos", "4 videos", "MiB"),
