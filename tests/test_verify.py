@@ -45,16 +45,28 @@ def _swap(folder: Path) -> None:
     (folder / SECOND).write_bytes(first)
 
 
-def _claim_another_size(folder: Path) -> None:
-    """The second record of a shard says 32 x 43 of its frames of 32 x 32."""
-    examples = [
-        tf.train.SequenceExample.FromString(example.numpy())
-        for example in tf.data.TFRecordDataset(str(folder / FIRST))
-    ]
+def _rewrite(change: Callable[[list[tf.train.SequenceExample]], object]) -> Callable[[Path], None]:
+    """Records changed and written again, with checksums that are right."""
+
+    def rewrite(folder: Path) -> None:
+        dataset = tf.data.TFRecordDataset(str(folder / FIRST))
+        examples = [tf.train.SequenceExample.FromString(record.numpy()) for record in dataset]
+        change(examples)
+        with tf.io.TFRecordWriter(str(folder / FIRST)) as writer:
+            for example in examples:
+                writer.write(example.SerializeToString())
+
+    return rewrite
+
+
+def _claim_another_size(examples: list[tf.train.SequenceExample]) -> None:
     examples[1].context.feature["image/width"].int64_list.value[0] = 43
-    with tf.io.TFRecordWriter(str(folder / FIRST)) as writer:
-        for example in examples:
-            writer.write(example.SerializeToString())
+
+
+def _spoil_the_last_frames(examples: list[tf.train.SequenceExample]) -> None:
+    for position in (0, 2):
+        last = examples[position].feature_lists.feature_list["image/encoded"].feature[-1]
+        last.bytes_list.value[0] = last.bytes_list.value[0][:50]
 
 
 def _edit_info(change: Callable[[dict], object]) -> Callable[[Path], None]:
@@ -142,9 +154,14 @@ def test_a_whole_dataset_of_whole_frames_has_no_problem(
             id="another video in the table",
         ),
         pytest.param(
-            _claim_another_size,
+            _rewrite(_claim_another_size),
             [f"{FIRST}, position 1: cannot be decoded \\(a frame of another size\\)"],
             id="another size in the record",
+        ),
+        pytest.param(
+            _rewrite(_spoil_the_last_frames),
+            [f"{FIRST}, position {position}: cannot be decoded \\(Invalid PNG" for position in (0, 2)],
+            id="frames that cannot be decoded",
         ),
         pytest.param(
             _edit_info(lambda v: v["clip"].update(image_size=16)),

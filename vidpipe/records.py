@@ -47,23 +47,20 @@ def encode_clip(
     Returns:
       A serialized tf.train.SequenceExample; the same input gives the same bytes.
     """
-    context = {
-        _LABEL: _int64([label]),
-        _LABEL_NAME: _bytes([label_name.encode()]),
-        _FILE_NAME: _bytes([video_id.encode()]),
-        _HEIGHT: _int64([height]),
-        _WIDTH: _int64([width]),
-        _FORMAT: _bytes([encoding.encode()]),
-        _SCHEMA_VERSION: _int64([SCHEMA_VERSION]),
-    }
-    steps = {
-        _FRAMES: tf.train.FeatureList(feature=[_bytes([frame]) for frame in encoded_frames]),
-        _FRAME_INDICES: tf.train.FeatureList(feature=[_int64([index]) for index in frame_indices.tolist()]),
-    }
-    example = tf.train.SequenceExample(
-        context=tf.train.Features(feature=context),
-        feature_lists=tf.train.FeatureLists(feature_list=steps),
-    )
+    example = tf.train.SequenceExample()
+    context = example.context.feature
+    for key, text in ((_LABEL_NAME, label_name), (_FILE_NAME, video_id), (_FORMAT, encoding)):
+        context[key].bytes_list.value.append(text.encode())
+    for key, number in (
+        (_LABEL, label), (_HEIGHT, height), (_WIDTH, width), (_SCHEMA_VERSION, SCHEMA_VERSION)
+    ):  # fmt: skip
+        context[key].int64_list.value.append(number)
+    # Appended in place: messages built from other messages copy every frame once per level.
+    steps = example.feature_lists.feature_list
+    for frame in encoded_frames:
+        steps[_FRAMES].feature.add().bytes_list.value.append(frame)
+    for index in frame_indices.tolist():
+        steps[_FRAME_INDICES].feature.add().int64_list.value.append(index)
     return example.SerializeToString(deterministic=True)
 
 
@@ -134,11 +131,3 @@ def decode_frames(
         return image
 
     return tf.map_fn(decode, encoded_frames, fn_output_signature=tf.TensorSpec([None, None, 3], tf.uint8))
-
-
-def _bytes(values: Sequence[bytes]) -> tf.train.Feature:
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
-
-
-def _int64(values: Sequence[int]) -> tf.train.Feature:
-    return tf.train.Feature(int64_list=tf.train.Int64List(value=values))

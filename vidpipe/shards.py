@@ -252,6 +252,16 @@ def shard_paths(data_dir: Address, info: DatasetInfo, split: str) -> list[str]:
     return paths
 
 
+def damage_in(error: tf.errors.OpError) -> str | None:
+    """What TensorFlow says of a damaged record, in a few words; None where it speaks of something else."""
+    found = re.search(
+        r"(corrupted|truncated) record|contained only \d+ elements|a frame of another size"
+        r"|(Invalid PNG|Invalid protocol|Unknown image|jpeg::|DecodeRaw).*",
+        error.message,
+    )
+    return found.group() if found else None
+
+
 @contextmanager
 def named_damage(data_dir: Address) -> Iterator[None]:
     """Turns what TensorFlow says of a damaged record in the block into a ShardError with the next step."""
@@ -262,13 +272,11 @@ def named_damage(data_dir: Address) -> Iterator[None]:
         tf.errors.FailedPreconditionError,
         tf.errors.InvalidArgumentError,
     ) as error:
-        damage = re.search(
-            r"(corrupted|truncated) record|contained only \d+ elements|(?i:jpeg|png).*", error.message
-        )
+        damage = damage_in(error)
         if damage is None:
             raise
         raise ShardError(
-            f"A shard of {data_dir} is damaged ({damage.group()}). tools/inspect_shards.py "
+            f"A shard of {data_dir} is damaged ({damage}). tools/inspect_shards.py "
             f"--data_dir={data_dir} --verify names every damaged record; the tools/convert_videos.py command "
             "that made it repairs it."
         ) from error

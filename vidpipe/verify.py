@@ -1,7 +1,8 @@
 """Reads a dataset from end to end and names everything that is wrong with it, by shard and position."""
 
+import functools
+import itertools
 import posixpath
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
@@ -85,42 +86,47 @@ def _check_shard(
         yield f"{shard.name}: its sha256 is not that of {shards.INFO_NAME}"
     if size != shard.bytes:
         yield f"{shard.name}: {size} bytes instead of {shard.bytes}"
-    position = 0
-    try:
-        for example in tf.data.TFRecordDataset(address):
-            yield from _check_record(example, shard.name, position, info, rows)
-            position += 1
-    except tf.errors.DataLossError as error:
-        found_damage = re.search(r"\w+ record", error.message)
-        what = found_damage.group() if found_damage else error.message
-        yield f"{shard.name}, position {position}: {what}; what follows is lost"
-        return
+    read = tf.data.TFRecordDataset(address).map(
+        functools.partial(_read_record, encoding=info.encoding), num_parallel_calls=tf.data.AUTOTUNE
+    )
+    records_read = iter(read)
+    for position in itertools.count():
+        where = f"{shard.name}, position {position}"
+        try:
+            record = next(records_read)
+        except StopIteration:
+            break
+        except tf.errors.DataLossError as error:
+            yield f"{where}: {shards.damage_in(error)}; what follows is lost"
+            return
+        except tf.errors.InvalidArgumentError as error:
+            yield f"{where}: cannot be decoded ({shards.damage_in(error) or error.message})"
+            continue
+        yield from _check_record(record, where, info, rows[position] if position < len(rows) else None)
     if position != shard.clips:
         yield f"{shard.name}: ends after {position} of {shard.clips} clips"
 
 
+def _read_record(example: tf.Tensor, encoding: str) -> dict[str, tf.Tensor]:
+    """What is to be checked of a record once all of its frames were decoded."""
+    clip = records.parse_clip(example)
+    frames = records.decode_frames(clip["encoded_frames"], encoding, clip["height"], clip["width"])
+    names = ("video_id", "label", "label_name")
+    return {name: clip[name] for name in names} | {"shape": tf.shape(frames)[:3]}
+
+
 def _check_record(
-    example: tf.Tensor, name: str, position: int, info: shards.DatasetInfo, rows: list[dict[str, str]]
+    record: dict[str, tf.Tensor], where: str, info: shards.DatasetInfo, row: dict[str, str] | None
 ) -> Iterator[str]:
-    where = f"{name}, position {position}"
-    try:
-        clip = records.parse_clip(example)
-        frames = records.decode_frames(
-            clip["encoded_frames"], info.encoding, clip["height"], clip["width"]
-        ).numpy()
-    except tf.errors.InvalidArgumentError as error:
-        yield f"{where}: cannot be decoded ({error.message.splitlines()[0]})"
-        return
-    video_id, label = clip["video_id"].numpy().decode(), int(clip["label"])
-    label_name = clip["label_name"].numpy().decode()
+    video_id, label_name = (record[name].numpy().decode() for name in ("video_id", "label_name"))
+    label = int(record["label"])
     if not 0 <= label < len(info.classes) or info.classes[label] != label_name:
         yield f"{where}, {video_id}: its label is {label} ({label_name}), which the class list does not say"
-    row = rows[position] if position < len(rows) else None
     if row is None or row["video_id"] != video_id or row["label"] != label_name:
         yield f"{where}: holds {video_id} ({label_name}), not what {shards.VIDEOS_NAME} has there"
     else:
         height, width = info.clip.frame_size(int(row["height"]), int(row["width"]))
-        found, expected = frames.shape[:3], (int(row["frames_kept"]), height, width)
+        found, expected = record["shape"].numpy().tolist(), [int(row["frames_kept"]), height, width]
         if found != expected:
             describe = "{} frames of {} x {} pixels".format
             yield f"{where}, {video_id}: {describe(*found)} instead of {describe(*expected)}"
