@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from vidpipe import evaluate, shards
+from vidpipe import evaluate, input_pipeline, shards
 from vidpipe.config import ClipConfig, ModelConfig
 from vidpipe.model import ModelCard, build_model, load_model, save_model
 
@@ -24,7 +24,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     keras.utils.set_random_seed(1)
     clip = ClipConfig(num_frames=4, image_size=32)
-    model = build_model(ModelConfig(backbone_weights="none"), clip, 2)
+    model = build_model(ModelConfig(backbone_weights="none"), clip.model_spec(), 2)
     save_model(model.fused, ModelCard(("long", "short"), clip), folder / "model.keras")
     return folder
 
@@ -79,6 +79,20 @@ def test_the_files_agree_with_the_model_and_each_other(
         assert float(row["long"]) + float(row["short"]) == pytest.approx(1, abs=1e-5)
         assert row["predicted"] == max(("long", "short"), key=lambda name: float(row[name]))
         assert row["label"] == row["video_id"].split("/")[1]
+
+
+def test_the_views_of_a_video_are_averaged(data_dir: str, info: shards.DatasetInfo, tmp_path: Path) -> None:
+    """A model of two frames sees the four that are stored in two views; by hand and by `evaluate`."""
+    card = ModelCard(("long", "short"), info.clip, num_frames=2)
+    fused = build_model(ModelConfig(backbone_weights="none"), card.spec, 2).fused
+    save_model(fused, card, tmp_path / "model.keras")
+    evaluation = evaluate.evaluate(str(tmp_path), data_dir, "test", batch_size=5, num_clips=2)
+    ((inputs, _, _),) = input_pipeline.eval_dataset(data_dir, info, 12, "test", num_frames=2, num_clips=2)
+    by_hand = keras.ops.softmax(fused(inputs)).numpy().reshape(6, 2, 2).mean(axis=1)
+    with (evaluation.folder / "predictions.csv").open() as file:
+        rows = [[float(row["long"]), float(row["short"])] for row in csv.DictReader(file)]
+    np.testing.assert_allclose(rows, by_hand, atol=1e-6)
+    assert (evaluation.metrics["num_clips"], evaluation.metrics["views"]) == (6, 2)
 
 
 def test_other_classes_and_other_clips_are_refused(run_dir: Path, data_dir: str, tmp_path: Path) -> None:

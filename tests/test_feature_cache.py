@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from vidpipe import feature_cache, shards
-from vidpipe.config import ClipConfig, ModelConfig
+from vidpipe.config import ModelConfig
 from vidpipe.input_pipeline import eval_dataset, train_dataset
 from vidpipe.model import build_model
+from vidpipe.spec import ClipSpec
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +21,7 @@ def folder(data_dir: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def _encoder(seed: int = 1) -> keras.Model:
     keras.utils.set_random_seed(seed)
-    return build_model(
-        ModelConfig(backbone_weights="none"), ClipConfig(num_frames=4, image_size=32), 2
-    ).encoder
+    return build_model(ModelConfig(backbone_weights="none"), ClipSpec(4, 32, 32), 2).encoder
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import dataclasses
 import random
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,14 @@ import tensorflow as tf
 from synthetic import frame_indices_of
 from vidpipe import records, shards
 from vidpipe.config import ClipConfig
-from vidpipe.input_pipeline import centre_crop, eval_dataset, in_epoch_order, pad_clip, train_dataset
+from vidpipe.input_pipeline import (
+    InputError,
+    centre_view,
+    eval_dataset,
+    in_epoch_order,
+    pad_clip,
+    train_dataset,
+)
 from vidpipe.spec import ClipSpec
 from vidpipe.video import read_clip
 
@@ -95,6 +102,158 @@ def test_skipping_gives_the_tail(data_dir: str, info: shards.DatasetInfo, skip_b
     assert tail == whole[3 * skip_batches :]
 
 
+@pytest.mark.parametrize("global_seed", [None, 7])
+def test_the_order_is_the_same_on_every_machine_and_version(
+    info: shards.DatasetInfo, global_seed: int | None
+) -> None:
+    """Written down once; another TensorFlow, machine or global seed must give it too."""
+    tf.random.set_seed(global_seed)
+    shard_sizes = tuple(shards.ShardInfo(f"{index}", 3, 0, "") for index in range(4))
+    small = dataclasses.replace(info, splits=info.splits | {"train": shard_sizes})
+    order = in_epoch_order(
+        lambda shard: tf.data.Dataset.range(shard * 3, shard * 3 + 3), small, "train", 5, 2, 0
+    )
+    assert list(order.as_numpy_iterator()) == [6, 5, 1, 7, 0, 11, 9, 4, 8, 2, 10, 3]
+
+
+@pytest.mark.parametrize("threads", [1, 16])
+def test_the_number_of_threads_changes_nothing(data_dir: str, info: shards.DatasetInfo, threads: int) -> None:
+    drawn = {"num_frames": 3, "augmentation": "flip_crop_colour"}
+    usual = _clips(train_dataset(data_dir, info, 3, 1, 0, **drawn))  # type: ignore[arg-type]
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = threads
+    dataset = train_dataset(data_dir, info, 3, 1, 0, **drawn)  # type: ignore[arg-type]
+    assert _clips(dataset.with_options(options)) == usual
+
+
+def test_augmentation_is_drawn_anew_in_each_epoch_and_skipping_does_not_change_it(
+    data_dir: str, info: shards.DatasetInfo
+) -> None:
+    first, second = (
+        _clips(train_dataset(data_dir, info, 3, 1, epoch, num_frames=3, augmentation="flip_crop_colour"))
+        for epoch in (0, 1)
+    )
+    assert len(set(first) | set(second)) == 16
+    tail = train_dataset(
+        data_dir, info, 3, 1, 0, skip_batches=1, num_frames=3, augmentation="flip_crop_colour"
+    )
+    assert _clips(tail) == first[3:]
+
+
+def _frames_seen(batches: Iterable) -> set[tuple[int, ...]]:
+    """For each clip the places in the video that its frames tell."""
+    return {
+        tuple(frame_indices_of(frames[mask]))
+        for inputs, _, _ in batches
+        for frames, mask in zip(inputs["frames"].numpy(), inputs["mask"].numpy(), strict=True)
+    }
+
+
+def test_frames_are_drawn_one_from_each_segment_in_order(data_dir: str, info: shards.DatasetInfo) -> None:
+    """Of four stored frames two: one of the first two and one of the last two, in time all of them."""
+    stored = [frames for frames in _frames_seen(eval_dataset(data_dir, info, 8, "train")) if len(frames) == 4]
+    assert len(stored) >= 3
+    epochs = (train_dataset(data_dir, info, 8, 1, epoch, num_frames=2) for epoch in range(16))
+    drawn = set().union(*map(_frames_seen, epochs))
+    for a, b, c, d in stored:
+        assert {(a, c), (a, d), (b, c), (b, d)} <= drawn
+
+
+@pytest.mark.parametrize("num_replicas", [2, 3, 5])
+@pytest.mark.parametrize("skip_batches", [0, 1])
+def test_replicas_share_the_epoch_batch_by_batch(
+    data_dir: str, info: shards.DatasetInfo, num_replicas: int, skip_batches: int
+) -> None:
+    """Eight clips, two a batch: all of them once, in the order of one worker with batches as large as all."""
+    batch_size = 2
+    together = batch_size * num_replicas
+    whole = _clips(train_dataset(data_dir, info, together, 1, 0))[skip_batches * together :]
+    parts = [
+        list(
+            train_dataset(
+                data_dir, info, batch_size, 1, 0, skip_batches, num_replicas=num_replicas, replica=replica
+            )
+        )
+        for replica in range(num_replicas)
+    ]
+    steps = -(-8 // together) - skip_batches
+    assert [len(part) for part in parts] == [steps] * num_replicas
+    assert [
+        clip for step in range(steps) for part in parts for clip in _clips(part[step : step + 1])
+    ] == whole
+
+
+@pytest.fixture
+def service() -> Iterator[str]:
+    """The address of a tf.data service with two workers, all on this machine."""
+    servers = tf.data.experimental.service
+    dispatcher = servers.DispatchServer(servers.DispatcherConfig(port=0))
+    address = dispatcher.target.removeprefix("grpc://")
+    workers = [servers.WorkerServer(servers.WorkerConfig(dispatcher_address=address)) for _ in range(2)]
+    yield address
+    del workers, dispatcher
+
+
+def test_a_data_service_gives_every_clip_once_and_draws_the_same(
+    data_dir: str, info: shards.DatasetInfo, service: str
+) -> None:
+    """Its order is its own; which frames, crops and colours a clip gets is not."""
+    for epoch in range(2):
+        ours, theirs = (
+            train_dataset(data_dir, info, 3, 1, epoch, augmentation="flip_crop_colour", service=address)
+            for address in (None, service)
+        )
+        assert theirs.cardinality() == 3
+        assert sorted(_clips(theirs)) == sorted(_clips(ours))
+
+
+def test_a_data_service_that_is_not_there(data_dir: str, info: shards.DatasetInfo) -> None:
+    with pytest.raises(InputError, match="No tf.data service at localhost:1 .*refused.*Start its dispatcher"):
+        train_dataset(data_dir, info, 3, 1, 0, service="localhost:1")
+    with pytest.raises(InputError, match="No tf.data service at nonsense"):
+        train_dataset(data_dir, info, 3, 1, 0, service="nonsense")
+
+
+def test_a_budget_for_the_buffers_changes_no_clip(data_dir: str, info: shards.DatasetInfo) -> None:
+    budgeted = train_dataset(data_dir, info, 3, 1, 0, ram_gb=0.25)
+    assert budgeted.options().autotune.ram_budget == 2**28
+    assert _clips(budgeted) == _clips(train_dataset(data_dir, info, 3, 1, 0))
+
+
+def test_the_shuffle_buffer_is_bounded_in_bytes(info: shards.DatasetInfo) -> None:
+    """Raw clips of 20 x 224 x 224 have 3 MB: of 2,048 of them the buffer would have 6 GB."""
+    raw = (shards.ShardInfo("0", 10_000, 10_000 * 3_010_560, ""),)
+    large = dataclasses.replace(info, splits=info.splits | {"train": raw})
+    order = in_epoch_order(lambda _: tf.data.Dataset.range(10_000), large, "train", 1, 0, 0)
+    first = next(order.as_numpy_iterator())
+    assert first < 2**30 // 3_010_560
+
+
+def test_views_of_a_clip_follow_each_other(
+    tmp_path: Path, wide_and_tall: Path, convert_wide_and_tall: Callable[..., ClipConfig]
+) -> None:
+    """Two views in time, other frames of those that are stored, and three places along the long side."""
+    clip = convert_wide_and_tall(tmp_path, "raw", "short_side")
+    info = shards.read_info(str(tmp_path))
+    rows = shards.clip_rows(str(tmp_path), "train")
+    ((inputs, labels, weights),) = eval_dataset(
+        str(tmp_path), info, 6 * len(rows), "train", num_frames=2, num_clips=2, num_crops=3
+    )
+    assert weights.numpy().tolist() == [1] * 6 * len(rows)
+    for number, row in enumerate(rows):
+        stored = read_clip(str(wide_and_tall / row["video_id"]), clip).frames
+        views = inputs["frames"].numpy()[6 * number : 6 * number + 6]
+        expected = [
+            stored[times, :, place : place + 32]
+            if row["label"] == "wide"
+            else stored[times, place : place + 32]
+            for times in {3: ([0, 1], [1, 2]), 4: ([0, 2], [1, 3])}[len(stored)]
+            for place in (0, 5, 11)
+        ]
+        assert (views == np.stack(expected)).all()
+        assert set(labels.numpy()[6 * number : 6 * number + 6]) == {info.classes.index(row["label"])}
+
+
 def test_neighbours_in_the_shards_do_not_stay_neighbours(info: shards.DatasetInfo) -> None:
     """Of 4,000 clips in 40 shards hardly any pair stays together: by chance one in 2,000."""
     many = tuple(shards.ShardInfo(f"{index}", 100, 0, "") for index in range(40))
@@ -162,15 +321,10 @@ def test_skipped_clips_are_not_decoded(
     [(4, 4, 0, 0), (4, 7, 0, 1), (4, 8, 0, 2), (9, 4, 2, 0)],
     ids=["as it is", "odd", "landscape", "portrait"],
 )
-def test_centre_crop(height: int, width: int, top: int, left: int) -> None:
+def test_centre_view(height: int, width: int, top: int, left: int) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)
-    cropped = centre_crop(tf.constant(frames), ClipSpec(2, 4, 4))
+    cropped = centre_view(tf.constant(frames), ClipSpec(2, 4, 4))
     assert (cropped.numpy() == frames[:, top : top + 4, left : left + 4]).all()
-
-
-def test_centre_crop_of_frames_that_are_too_small() -> None:
-    with pytest.raises(tf.errors.InvalidArgumentError, match="not compatible"):
-        centre_crop(tf.zeros([1, 3, 4, 3], tf.uint8), ClipSpec(1, 4, 4))
 
 
 @pytest.mark.parametrize("count", [1, 3, 4])

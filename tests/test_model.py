@@ -24,7 +24,7 @@ MASK = np.array([[True, True, True, False], [True, False, False, False], [True] 
 def _build(head: str, num_frames: int = 4) -> FusedModel:
     keras.utils.set_random_seed(1)
     clip = ClipConfig(num_frames=num_frames, image_size=32)
-    return build_model(ModelConfig(backbone_weights="none", head=head), clip, 3)
+    return build_model(ModelConfig(backbone_weights="none", head=head), clip.model_spec(), 3)
 
 
 @pytest.fixture(scope="module", params=sorted(HEADS))

@@ -24,7 +24,7 @@ def test_predicting_a_file_equals_evaluating_its_record(
 ) -> None:
     keras.utils.set_random_seed(1)
     clip = convert_wide_and_tall(tmp_path / "data", encoding, resize)
-    model = build_model(ModelConfig(backbone_weights="none"), clip, 2)
+    model = build_model(ModelConfig(backbone_weights="none"), clip.model_spec(), 2)
     save_model(model.fused, ModelCard(("tall", "wide"), clip), tmp_path / "model.keras")
     evaluation = evaluate.evaluate(str(tmp_path), str(tmp_path / "data"), "test", batch_size=1)
     with (evaluation.folder / "predictions.csv").open() as file:

@@ -38,6 +38,7 @@ _TRAIN = ("train.py", "--data_dir=d", "--run_dir=r")
         (_CONVERT, 1, "There is no folder v (video_dir)"),
         (_TRAIN, 1, "There is no folder d"),
         ((*_TRAIN, "--epochs=0"), 1, "epochs must be at least 1; got 0"),
+        ((*_TRAIN, "--data_service=h:1", "--checkpoint_every=5"), 1, "does not go with data_service"),
         (("evaluate.py", "--data_dir=d", "--run_dir=r"), 1, "There is no trained model r/model.keras"),
         (("predict.py", "--run_dir=r"), 2, "name at least one video"),
     ],

@@ -36,7 +36,7 @@ def start(train_config: MakeConfig) -> dict[str, list[np.ndarray]]:
     """The backbone's weights before the first step: what a random start of seed 1 gives."""
     keras.utils.set_random_seed(1)
     config = train_config(Path("unused"))
-    fused = model.build_model(config.model, shards.read_info(config.data_dir).clip, 2).fused
+    fused = model.build_model(config.model, shards.read_info(config.data_dir).clip.model_spec(), 2).fused
     blocks: dict[str, list[np.ndarray]] = {}
     for layer in fused.get_layer("backbone").layers:
         if layer.get_weights():
@@ -120,13 +120,16 @@ def test_the_cache_changes_no_loss(tmp_path: Path, finished: Path, train_config:
         np.testing.assert_allclose(uncached, cached, rtol=1e-4)
 
 
-@pytest.fixture(scope="module", params=["none", "block5"])
+DRAWN = {"fine_tune": "block5", "augment": "flip_crop_colour", "num_frames": 3}
+
+
+@pytest.fixture(scope="module", params=[{}, DRAWN], ids=["frozen", "block5 and augmentation"])
 def straight(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, train_config: MakeConfig
 ) -> TrainConfig:
     """A run of two epochs that nothing interrupts."""
     folder = tmp_path_factory.mktemp("straight") / "run"
-    config = train_config(folder, fine_tune=request.param, epochs=2, checkpoint_every=1)
+    config = train_config(folder, epochs=2, checkpoint_every=1, **request.param)
     train.train(config)
     return config
 
@@ -236,7 +239,7 @@ def test_a_missing_weights_file_leaves_the_run_folder_free(tmp_path: Path, train
 def test_plain_fit_takes_the_dataset_and_the_model(data_dir: str, info: shards.DatasetInfo) -> None:
     keras.utils.set_random_seed(1)
     config = model.ModelConfig(backbone_weights="none")
-    fused = model.build_model(config, info.clip, len(info.classes)).fused
+    fused = model.build_model(config, info.clip.model_spec(), len(info.classes)).fused
     fused.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     history = fused.fit(input_pipeline.train_dataset(data_dir, info, 3, seed=1, epoch=0), verbose=0)
     assert np.isfinite(history.history["loss"][0])

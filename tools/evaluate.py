@@ -11,6 +11,12 @@ from vidpipe.spec import SPLITS
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "A run of tools/train.py.", required=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "A dataset of tools/convert_videos.py.", required=True)
 _SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Which clips.")
+_NUM_CLIPS = flags.DEFINE_integer(
+    "num_clips", 1, "Views of each video in time, for a model of fewer frames than are stored.", lower_bound=1
+)
+_NUM_CROPS = flags.DEFINE_integer(
+    "num_crops", 1, "Views in space: 3 looks at both ends of the long side too.", lower_bound=1
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -19,7 +25,13 @@ def main(arguments: list[str]) -> None:
     cli.load_tensorflow()
     from vidpipe import evaluate
 
-    evaluation = evaluate.evaluate(_RUN_DIR.value, _DATA_DIR.value, _SPLIT.value)
+    evaluation = evaluate.evaluate(
+        _RUN_DIR.value,
+        _DATA_DIR.value,
+        _SPLIT.value,
+        num_clips=_NUM_CLIPS.value,
+        num_crops=_NUM_CROPS.value,
+    )
     metrics = evaluation.metrics
     low, high = metrics["accuracy_ci95"]
     print(evaluation.text)

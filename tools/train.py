@@ -8,7 +8,7 @@ A run whose --run_dir exists goes on where it stopped, if its settings agree.
 from absl import flags
 
 import cli
-from vidpipe.config import CACHE_FEATURES, FINE_TUNE, PRECISIONS, ModelConfig, TrainConfig
+from vidpipe.config import AUGMENT, CACHE_FEATURES, FINE_TUNE, PRECISIONS, ModelConfig, TrainConfig
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "A dataset of tools/convert_videos.py.", required=True)
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The model and its papers go here.", required=True)
@@ -25,12 +25,20 @@ _BACKBONE_WEIGHTS = flags.DEFINE_string(
     "imagenet, none for a random start, or a Keras .h5 or .weights.h5 file without the classifier.",
 )
 _HEAD = flags.DEFINE_string("head", ModelConfig.head, "What follows the backbone: motion or notebook.")
+_NUM_FRAMES = flags.DEFINE_integer(
+    "num_frames", None, "Frames of each clip, drawn anew in each epoch; left out, all that are stored."
+)
+_AUGMENT = flags.DEFINE_enum("augment", TrainConfig.augment, AUGMENT, "What else is drawn anew.")
 _PRECISION = flags.DEFINE_enum(
     "precision", TrainConfig.precision, PRECISIONS, "auto takes the best that the device has."
 )
 _CACHE_FEATURES = flags.DEFINE_enum(
     "cache_features", TrainConfig.cache_features, CACHE_FEATURES, "Run a frozen backbone once per clip."
 )
+_DATA_SERVICE = flags.DEFINE_string(
+    "data_service", None, "host:port of a tf.data service that decodes and augments the training clips."
+)
+_INPUT_RAM_GB = flags.DEFINE_float("input_ram_gb", None, "What the input's buffers may take, in GiB.")
 _CHECKPOINT_EVERY = flags.DEFINE_integer(
     "checkpoint_every", None, "Steps between checkpoints; left out, one at the end of each epoch."
 )
@@ -52,8 +60,12 @@ def main(arguments: list[str]) -> None:
         epochs=_EPOCHS.value,
         batch_size=_BATCH_SIZE.value,
         learning_rate=_LEARNING_RATE.value,
+        num_frames=_NUM_FRAMES.value,
+        augment=_AUGMENT.value,
         precision=_PRECISION.value,
         cache_features=_CACHE_FEATURES.value,
+        data_service=_DATA_SERVICE.value,
+        input_ram_gb=_INPUT_RAM_GB.value,
         checkpoint_every=_CHECKPOINT_EVERY.value,
         seed=_SEED.value,
     )

@@ -12,6 +12,7 @@ from vidpipe.spec import ClipSpec, VidpipeError
 ENCODINGS = ("jpeg", "png", "raw")
 RESIZE = ("crop", "short_side")
 FINE_TUNE = ("none", "block5", "block4", "block3", "block2", "block1", "all")
+AUGMENT = ("none", "flip", "flip_crop", "flip_crop_colour")
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 CACHE_FEATURES = ("auto", "on", "off")
 
@@ -48,10 +49,17 @@ class ClipConfig:
         if self.frame_stride is not None and self.sampling != "interval":
             raise ConfigError(f"frame_stride goes with sampling=interval; got sampling={self.sampling}.")
 
-    @property
-    def spec(self) -> ClipSpec:
-        """The shape of the clips that the model takes."""
-        return ClipSpec(self.num_frames, self.image_size, self.image_size)
+    def model_spec(self, num_frames: int | None = None) -> ClipSpec:
+        """The shape of the clips that a model takes: all stored frames, or `num_frames` of them.
+
+        Raises:
+          ConfigError: fewer are stored.
+        """
+        if num_frames is not None and num_frames > self.num_frames:
+            raise ConfigError(
+                f"num_frames={num_frames}, but the records hold {self.num_frames} frames a clip."
+            )
+        return ClipSpec(num_frames or self.num_frames, self.image_size, self.image_size)
 
     def frame_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the stored frames of a video whose own are `height` and `width`, pixels.
@@ -172,8 +180,14 @@ class TrainConfig:
       run_dir: everything the run leaves behind goes here.
       batch_size: clips per optimiser step.
       learning_rate: of Adam.
+      num_frames: frames that the model takes of a stored clip, drawn anew in each epoch; None for all.
+      augment: what else is drawn anew: `flip`, `flip_crop` or `flip_crop_colour`.
       precision: `auto` takes the best that the device has.
-      cache_features: `auto` and `on` run a frozen backbone once per clip; `off` runs it in every epoch.
+      cache_features: `auto` and `on` run a frozen backbone once per clip; `off` runs it in every epoch, as
+        does `auto` where what it sees is drawn anew.
+      data_service: `host:port` of a tf.data service that decodes and augments the training clips; None does
+        so here.
+      input_ram_gb: what the input's buffers may take, in 2**30 bytes; None leaves it to tf.data.
       checkpoint_every: optimiser steps between checkpoints inside an epoch; None saves at its end only.
       seed: of weights, order and dropout.
     """
@@ -184,21 +198,39 @@ class TrainConfig:
     epochs: int = 10
     batch_size: int = 64
     learning_rate: float = 1e-3
+    num_frames: int | None = None
+    augment: str = "none"
     precision: str = "auto"
     cache_features: str = "auto"
+    data_service: str | None = None
+    input_ram_gb: float | None = None
     checkpoint_every: int | None = None
     seed: int = 1
 
     def __post_init__(self) -> None:
-        _check_at_least(self, epochs=1, batch_size=1, checkpoint_every=1)
+        _check_at_least(self, epochs=1, batch_size=1, checkpoint_every=1, num_frames=1)
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("cache_features", self.cache_features, CACHE_FEATURES)
         if not self.learning_rate > 0:
             raise ConfigError(f"learning_rate must be above 0; got {self.learning_rate}.")
-        if self.cache_features == "on" and self.model.fine_tune != "none":
+        _check_choice("augment", self.augment, AUGMENT)
+        if self.data_service is not None and self.checkpoint_every is not None:
             raise ConfigError(
-                f"cache_features=on needs a frozen backbone; got fine_tune={self.model.fine_tune}."
+                "checkpoint_every does not go with data_service: the order of its clips is its own, so a run "
+                "goes on from the end of an epoch only."
             )
+        if self.input_ram_gb is not None and not self.input_ram_gb > 0:
+            raise ConfigError(f"input_ram_gb must be above 0; got {self.input_ram_gb}.")
+        if self.cache_features == "on" and not self.can_cache_features:
+            raise ConfigError(
+                "cache_features=on needs a frozen backbone that sees the same frames in every epoch; got "
+                f"fine_tune={self.model.fine_tune}, augment={self.augment}, num_frames={self.num_frames}."
+            )
+
+    @property
+    def can_cache_features(self) -> bool:
+        """Whether the backbone gives the same features in every epoch."""
+        return self.model.fine_tune == "none" and self.augment == "none" and self.num_frames is None
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -37,14 +37,19 @@ class Evaluation:
     text: str
 
 
-def evaluate(run_dir: str, data_dir: str, split: str, batch_size: int = 8) -> Evaluation:
+def evaluate(
+    run_dir: str, data_dir: str, split: str, batch_size: int = 8, num_clips: int = 1, num_crops: int = 1
+) -> Evaluation:
     """Runs `model.keras` of a run over a split and writes `eval_<split>/` into the run folder.
 
     Args:
       run_dir: a run with a model.keras.
       data_dir: a committed dataset of the same classes and clip settings.
       split: train, val or test.
-      batch_size: clips per step.
+      batch_size: views per step.
+      num_clips: views of each video in time, as in `input_pipeline.eval_dataset`; their probabilities are
+        averaged.
+      num_crops: likewise in space.
 
     Raises:
       EvaluateError: the classes or the clips' shape are not those the model was trained on.
@@ -58,11 +63,12 @@ def evaluate(run_dir: str, data_dir: str, split: str, batch_size: int = 8) -> Ev
             f"The model knows {len(card.classes)} classes and {data_dir} has {len(info.classes)}; "
             f"they differ in {', '.join(odd)}. Evaluate on a dataset of the training classes."
         )
-    if info.clip.spec != card.clip.spec:
-        raise EvaluateError(f"The model takes {card.clip.spec}; {data_dir} holds {info.clip.spec}.")
+    if info.clip.model_spec(card.num_frames) != card.spec:
+        raise EvaluateError(f"The model takes {card.spec}; {data_dir} holds {info.clip.model_spec()}.")
+    views = (card.num_frames, num_clips, num_crops)
     rows = shards.clip_rows(data_dir, split)
     with shards.named_damage(data_dir):
-        labels, probabilities = _predict_split(model, data_dir, info, split, batch_size)
+        labels, probabilities = _predict_split(model, data_dir, info, split, batch_size, views)
     if [info.classes[label] for label in labels] != [row["label"] for row in rows]:
         raise EvaluateError(
             f"{data_dir}: {shards.VIDEOS_NAME} does not describe these {split} shards. "
@@ -70,7 +76,9 @@ def evaluate(run_dir: str, data_dir: str, split: str, batch_size: int = 8) -> Ev
         )
     folder = Path(run_dir) / f"eval_{split}"
     folder.mkdir(exist_ok=True)
-    metrics = {"split": split} | compute_metrics(labels, probabilities, card.classes)
+    metrics = {"split": split, "views": num_clips * num_crops} | compute_metrics(
+        labels, probabilities, card.classes
+    )
     text = _classification_report(labels, probabilities, card.classes)
     predicted = probabilities.argmax(axis=1)
     with shards.committed_csv(
@@ -142,13 +150,21 @@ def _classification_report(labels: np.ndarray, probabilities: np.ndarray, classe
 
 
 def _predict_split(
-    model: keras.Model, data_dir: str, info: shards.DatasetInfo, split: str, batch_size: int
+    model: keras.Model,
+    data_dir: str,
+    info: shards.DatasetInfo,
+    split: str,
+    batch_size: int,
+    views: tuple[int | None, int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels int32 [N] and probabilities float32 [N, C], in the order of the records."""
-    batch_size = min(batch_size, info.num_clips(split) or 1)
-    dataset = input_pipeline.eval_dataset(data_dir, info, batch_size, split)
+    """Labels int32 [N] and probabilities float32 [N, C], the mean of each video's views."""
+    num_frames, num_clips, num_crops = views
+    num_views = num_clips * num_crops
+    total = info.num_clips(split) * num_views
+    batch_size = min(batch_size, total or 1)
+    dataset = input_pipeline.eval_dataset(data_dir, info, batch_size, split, num_frames, num_clips, num_crops)
     step = tf.function(lambda inputs: tf.nn.softmax(model(inputs, training=False)))
-    with Progress(f"Evaluating {split}", info.num_clips(split), "clips") as progress:
+    with Progress(f"Evaluating {split}", total, "views" if num_views > 1 else "clips") as progress:
 
         def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             for inputs, label, weight in dataset:
@@ -157,4 +173,6 @@ def _predict_split(
                 progress.advance(int(real.sum()))
 
         labels, probabilities = zip(*batches(), strict=True)
-    return np.concatenate(labels), np.concatenate(probabilities)
+    scores = np.concatenate(probabilities)
+    averaged = scores.reshape(-1, num_views, scores.shape[1]).mean(axis=1)
+    return np.concatenate(labels)[::num_views], averaged

@@ -6,6 +6,7 @@ dataset, the backbone's weights and the precision. The order of an epoch is that
 
 import hashlib
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import tensorflow as tf
 from filelock import FileLock
 
 from vidpipe.config import fingerprint
-from vidpipe.input_pipeline import eval_dataset, fill_batch, in_epoch_order
+from vidpipe.input_pipeline import eval_dataset, full_batches, in_epoch_order
 from vidpipe.progress import Progress
 from vidpipe.shards import DatasetInfo
 from vidpipe.spec import VidpipeError
@@ -96,28 +97,36 @@ def train_feature_dataset(
         lambda shard: tf.data.Dataset.range(bounds[shard], bounds[shard + 1]),
         info, "train", seed, epoch, skip_batches * batch_size,
     )  # fmt: skip
-    return _batches(places, table, batch_size)
+    return _batches(places, table, math.ceil(len(table.label) / batch_size) - skip_batches, batch_size)
 
 
 def eval_feature_dataset(table: FeatureTable, batch_size: int) -> tf.data.Dataset:
     """Cached features in the order of the records; batches as `train_feature_dataset` gives them."""
-    return _batches(tf.data.Dataset.range(len(table.label)), table, batch_size)
+    places = tf.data.Dataset.range(len(table.label))
+    return _batches(places, table, math.ceil(len(table.label) / batch_size), batch_size)
 
 
-def _batches(places: tf.data.Dataset, table: FeatureTable, batch_size: int) -> tf.data.Dataset:
+def _batches(
+    places: tf.data.Dataset, table: FeatureTable, num_batches: int, batch_size: int
+) -> tf.data.Dataset:
+    """Looks up whole batches of places; a filler has the place -1."""
     _, num_frames, depth = table.features.shape
 
-    def take(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return table.features[chosen], table.mask[chosen], table.label[chosen]
+    def take(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        real = chosen >= 0
+        mask = np.where(real[:, np.newaxis], table.mask[chosen], np.arange(num_frames) < 1)
+        features = table.features[chosen] * real[:, np.newaxis, np.newaxis]
+        return features.astype(np.float32), mask, table.label[chosen] * real, real.astype(np.float32)
 
     def look_up(chosen: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
-        features, mask, label = tf.numpy_function(take, [chosen], (tf.float32, tf.bool, tf.int32))
-        features = tf.ensure_shape(features, [None, num_frames, depth])
-        mask, label = tf.ensure_shape(mask, [None, num_frames]), tf.ensure_shape(label, [None])
-        return {"features": features, "mask": mask}, label, tf.ones_like(label, tf.float32)
+        found = tf.numpy_function(take, [chosen], (tf.float32, tf.bool, tf.int32, tf.float32))
+        shapes = ((num_frames, depth), (num_frames,), (), ())
+        features, mask, label, weight = (
+            tf.ensure_shape(values, [batch_size, *shape]) for values, shape in zip(found, shapes, strict=True)
+        )
+        return {"features": features, "mask": mask}, label, weight
 
-    batches = places.batch(batch_size).map(look_up).map(fill_batch(batch_size))
-    return batches.prefetch(_PREFETCHED_BATCHES)
+    return full_batches(places, tf.constant(-1, tf.int64), num_batches, batch_size).map(look_up)
 
 
 def _compute(

@@ -16,7 +16,7 @@ from keras import layers, ops
 
 from vidpipe.backbone import BACKBONES, build_backbone, set_trainable
 from vidpipe.config import ClipConfig, ModelConfig, from_dict
-from vidpipe.spec import VidpipeError
+from vidpipe.spec import ClipSpec, VidpipeError
 
 _CARD_NAME = "vidpipe.json"
 _STANDARDIZE = "standardize"
@@ -32,11 +32,18 @@ class ModelCard:
 
     Attributes:
       classes: ordered; output i is the logit of classes[i].
-      clip: how a video becomes the clip that the model was trained on.
+      clip: how a video becomes a stored clip.
+      num_frames: frames that the model takes of a stored clip, evenly spread; None for all.
     """
 
     classes: tuple[str, ...]
     clip: ClipConfig
+    num_frames: int | None = None
+
+    @property
+    def spec(self) -> ClipSpec:
+        """The shape of the clips that the model takes."""
+        return self.clip.model_spec(self.num_frames)
 
 
 @dataclass(frozen=True)
@@ -93,12 +100,12 @@ HEADS: dict[str, Callable[[keras.KerasTensor, keras.KerasTensor], keras.KerasTen
 }
 
 
-def build_model(config: ModelConfig, clip: ClipConfig, num_classes: int) -> FusedModel:
+def build_model(config: ModelConfig, spec: ClipSpec, num_classes: int) -> FusedModel:
     """Builds the fused model in the dtype policy in force; its backbone is frozen as `config` says.
 
     Args:
       config: backbone, weights, what is trained, head.
-      clip: the clips' shape.
+      spec: the clips' shape.
       num_classes: length of the logits.
 
     Raises:
@@ -107,7 +114,6 @@ def build_model(config: ModelConfig, clip: ClipConfig, num_classes: int) -> Fuse
     """
     if config.head not in HEADS:
         raise ModelError(f"There is no head {config.head}; there are {', '.join(HEADS)}.")
-    spec = clip.spec
     preprocess, backbone = build_backbone(config.backbone, config.backbone_weights, spec)
     set_trainable(backbone, config.fine_tune)
     frames = keras.Input((spec.num_frames, spec.height, spec.width, 3), dtype="uint8", name="frames")
@@ -206,7 +212,8 @@ def load_model(path: Path) -> tuple[keras.Model, ModelCard]:
     try:
         with zipfile.ZipFile(path) as archive:
             values = json.loads(archive.read(_CARD_NAME))
-        card = ModelCard(tuple(values["classes"]), from_dict(ClipConfig, values["clip"]))
+        clip = from_dict(ClipConfig, values["clip"])
+        card = ModelCard(tuple(values["classes"]), clip, values["num_frames"])
         return keras.saving.load_model(path, compile=False, safe_mode=True), card
     except FileNotFoundError:
         raise ModelError(f"There is no trained model {path}. Train one with tools/train.py.") from None

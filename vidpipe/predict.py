@@ -8,9 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from vidpipe import video
-from vidpipe.config import ClipConfig
-from vidpipe.input_pipeline import centre_crop, pad_clip
-from vidpipe.model import load_model
+from vidpipe.input_pipeline import centre_view, pad_clip
+from vidpipe.model import ModelCard, load_model
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def predict(run_dir: str, paths: Iterable[str]) -> Iterator[Prediction]:
     step = tf.function(lambda inputs: tf.nn.softmax(model(inputs, training=False)))
     for path in paths:
         try:
-            inputs = clip_inputs(path, card.clip)
+            inputs = clip_inputs(path, card)
         except video.VideoReadError as error:
             yield Prediction(path, {}, error.reason)
             continue
@@ -52,12 +51,12 @@ def predict(run_dir: str, paths: Iterable[str]) -> Iterator[Prediction]:
         yield Prediction(path, {card.classes[index]: float(scores[index]) for index in ranked})
 
 
-def clip_inputs(path: str, clip: ClipConfig) -> dict[str, tf.Tensor]:
+def clip_inputs(path: str, card: ModelCard) -> dict[str, tf.Tensor]:
     """One video as a batch of one for the fused model: frames uint8 [1, T, H, W, 3], mask bool [1, T].
 
     Raises:
       VideoReadError: the video cannot be read.
     """
-    frames = centre_crop(tf.constant(video.read_clip(path, clip).frames), clip.spec)
-    frames, mask = pad_clip(frames, clip.num_frames)
+    frames = centre_view(tf.constant(video.read_clip(path, card.clip).frames), card.spec)
+    frames, mask = pad_clip(frames, card.spec.num_frames)
     return {"frames": frames[tf.newaxis], "mask": mask[tf.newaxis]}

@@ -104,7 +104,8 @@ def train(config: TrainConfig) -> TrainResult:
         tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
     with _dtype_policy(precision):
-        model = build_model(config.model, info.clip, len(info.classes))
+        spec = info.clip.model_spec(config.num_frames)
+        model = build_model(config.model, spec, len(info.classes))
     optimizer = keras.optimizers.Adam(config.learning_rate)
     if precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
@@ -162,7 +163,7 @@ class _Loop:
         self._config, self._info = config, info
         self._model, self._optimizer, self._batches = model, optimizer, batches
         self._run_dir = Path(config.run_dir)
-        self._card = ModelCard(info.classes, info.clip)
+        self._card = ModelCard(info.classes, info.clip, config.num_frames)
         self._loss, self._accuracy = keras.metrics.Mean(), keras.metrics.SparseCategoricalAccuracy()
         self._state = _LoopState()
         trained = batches.model
@@ -292,8 +293,10 @@ def _batches(config: TrainConfig, info: shards.DatasetInfo, model: FusedModel) -
     has_val = info.num_clips("val") > 0
     if not has_val:
         _log.warning("The dataset has no val split: model.keras is the last epoch's, not the best one's.")
+    if config.data_service is not None:
+        _log.info("Clips come in the order of the tf.data service at %s.", config.data_service)
     seed, batch_size, data_dir = config.seed, config.batch_size, config.data_dir
-    if config.model.fine_tune == "none" and config.cache_features != "off":
+    if config.can_cache_features and config.cache_features != "off":
         tables = {
             split: feature_cache.cached_features(model.encoder, data_dir, info, split, _encode_batch(config))
             for split in ("train", "val")
@@ -312,7 +315,10 @@ def _batches(config: TrainConfig, info: shards.DatasetInfo, model: FusedModel) -
     def some_features() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         encode = tf.function(lambda inputs: tf.cast(model.encoder(inputs, training=False), tf.float32))
         left = _STANDARDIZATION_CLIPS
-        for inputs, _, weight in input_pipeline.eval_dataset(data_dir, info, _encode_batch(config), "train"):
+        batches = input_pipeline.eval_dataset(
+            data_dir, info, _encode_batch(config), "train", config.num_frames
+        )
+        for inputs, _, weight in batches:
             real = np.flatnonzero(weight.numpy())[:left]
             left -= len(real)
             yield encode(inputs).numpy()[real], inputs["mask"].numpy()[real]
@@ -321,8 +327,21 @@ def _batches(config: TrainConfig, info: shards.DatasetInfo, model: FusedModel) -
 
     return _Batches(
         model.fused,
-        lambda epoch, skip: input_pipeline.train_dataset(data_dir, info, batch_size, seed, epoch, skip),
-        input_pipeline.eval_dataset(data_dir, info, batch_size, "val") if has_val else None,
+        lambda epoch, skip: input_pipeline.train_dataset(
+            data_dir,
+            info,
+            batch_size,
+            seed,
+            epoch,
+            skip,
+            num_frames=config.num_frames,
+            augmentation=config.augment,
+            service=config.data_service,
+            ram_gb=config.input_ram_gb,
+        ),
+        input_pipeline.eval_dataset(data_dir, info, batch_size, "val", config.num_frames)
+        if has_val
+        else None,
         some_features,
     )
 
