@@ -98,3 +98,13 @@ def test_a_grey_clip_stays_grey_and_still_frames_stay_still() -> None:
     assert (jittered == jittered[..., :1]).all()
     assert (jittered[0] == jittered[1]).all()
     assert (jittered[2] > jittered[0]).all()
+
+
+def test_contrast_spreads_the_clip_about_its_mean() -> None:
+    """Of two flat frames: brightness scales their mean, contrast their distance beyond that."""
+    clip = np.broadcast_to(np.array([80, 120], np.uint8)[:, None, None, None], (2, 4, 4, 3))
+    contrasts = []
+    for number in range(50):
+        dark, light = augment.jitter_colours(tf.constant(clip), _seed(number)).numpy().mean(axis=(1, 2, 3))
+        contrasts.append((light - dark) / 40 * 200 / (light + dark))
+    assert 0.77 < min(contrasts) < 0.87 and 1.13 < max(contrasts) < 1.23

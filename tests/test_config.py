@@ -83,6 +83,20 @@ def test_the_size_of_the_stored_frames(
             lambda: TrainConfig("d", "r", ModelConfig(fine_tune="all"), cache_features="on"),
             "cache_features=on needs a frozen backbone",
         ),
+        (
+            lambda: TrainConfig("d", "r", augment="flip", cache_features="on"),
+            "sees the same frames in every epoch; got fine_tune=none, augment=flip",
+        ),
+        (
+            lambda: TrainConfig("d", "r", num_frames=4, cache_features="on"),
+            "sees the same frames in every epoch; .*num_frames=4",
+        ),
+        (lambda: TrainConfig("d", "r", augment="turn"), "augment must be one of none, flip"),
+        (lambda: TrainConfig("d", "r", input_ram_gb=0), "input_ram_gb must be above 0"),
+        (
+            lambda: ClipConfig(num_frames=4).model_spec(5),
+            "num_frames=5, but the records hold 4 frames a clip",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(make: object, message: str) -> None:

@@ -109,14 +109,13 @@ def eval_feature_dataset(table: FeatureTable, batch_size: int) -> tf.data.Datase
 def _batches(
     places: tf.data.Dataset, table: FeatureTable, num_batches: int, batch_size: int
 ) -> tf.data.Dataset:
-    """Looks up whole batches of places; a filler has the place -1."""
+    """Looks up whole batches of places. A filler has the place -1, and weighs nothing."""
     _, num_frames, depth = table.features.shape
 
     def take(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         real = chosen >= 0
         mask = np.where(real[:, np.newaxis], table.mask[chosen], np.arange(num_frames) < 1)
-        features = table.features[chosen] * real[:, np.newaxis, np.newaxis]
-        return features.astype(np.float32), mask, table.label[chosen] * real, real.astype(np.float32)
+        return table.features[chosen], mask, table.label[chosen], real.astype(np.float32)
 
     def look_up(chosen: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
         found = tf.numpy_function(take, [chosen], (tf.float32, tf.bool, tf.int32, tf.float32))
