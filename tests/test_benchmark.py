@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,51 @@ def test_convert_measures_time_start_up_and_memory(few_videos: Path) -> None:
     assert 10 < 2 * worker["ours"] < parent["ours"]
     assert parent["ratio"] == pytest.approx(1, abs=0.2)
     assert worker["ratio"] == pytest.approx(1, abs=0.2)
+
+
+def test_input_measures_against_bare_decoding_one_core_and_jpeg(
+    few_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    rows, printed = run_benchmark("input", few_videos)
+    assert [(row["what"], row["against"], row["unit"]) for row in rows] == [
+        ("input, jpeg, 1 core", "bare decode_jpeg", "CPU ms/frame"),
+        ("input, jpeg, 2 cores", "1 core", "wall ms/clip"),
+        ("input, raw, 2 cores", "jpeg", "wall ms/clip"),
+    ]
+    assert all(row["ours"] > 0 and row["theirs"] > 0 for row in rows)
+    assert max(map(len, printed.splitlines())) <= 110
+    peers = [line for line in printed.splitlines() if "PyTorch" in line]
+    if importlib.util.find_spec("av"):
+        assert peers == [
+            "PyTorch is not installed; its rows are left out. pip install '.[benchmark]' brings it."
+        ]
+
+
+def test_pytorch_loads_every_clip(few_videos: Path) -> None:
+    pytest.importorskip("av")
+    pytest.importorskip("torch")
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    assert benchmark._in_fresh_process(benchmark._load_epoch, videos_in(few_videos), cores) > 0
+
+
+def test_pytorch_gets_the_clips_that_ours_gives(few_videos: Path) -> None:
+    pytest.importorskip("av")
+    videos = videos_in(few_videos)
+    assert len(videos) == 10 * len(videos.paths)
+    for number, path in enumerate(videos.paths):
+        ours = video.read_clip(path, ClipConfig()).frames
+        for frames, mask in (videos[number], videos[number + len(videos.paths)]):
+            assert frames.shape == (20, 224, 224, 3)
+            assert mask.tolist() == [True] * len(ours) + [False] * (20 - len(ours))
+            np.testing.assert_allclose(frames[mask].astype(int), ours, atol=2)
+            assert not frames[~mask].any()
+
+
+def videos_in(video_dir: Path) -> benchmark._Videos:
+    paths = [str(path) for path in sorted(video_dir.rglob("*.avi"))]
+    return benchmark._Videos(paths, [video.read_clip(path, ClipConfig()).frame_indices for path in paths])
 
 
 @pytest.mark.parametrize(("module", "peer"), [("av", benchmark._pyav), ("decord", benchmark._decord)])

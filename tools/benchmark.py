@@ -2,6 +2,7 @@
 
     python tools/benchmark.py decode --video_dir=/data/some_of_UCF-101 --json=decode.json
     python tools/benchmark.py convert --video_dir=/data/some_of_UCF-101
+    python tools/benchmark.py input --video_dir=/data/some_of_UCF-101
 
 decode: CPU time per clip. Reading and encoding, against the floor: the bare grabbing of the frames up to the
 last wanted one plus the bare encoding of the kept ones. Reading alone, against PyAV and decord (which
@@ -11,9 +12,15 @@ convert: whole conversions, each in a fresh process. Wall time with two workers,
 clip of all processes, start-up apart, against the same floor; and that start-up (Python, TensorFlow, two
 workers), against all the clips. Peak memory of the parent and of the largest worker for ten times the videos
 (links to the same files), against that for the videos once: it should not grow.
+input: epochs of training batches, each in a fresh process, from records that are made first in a temporary
+folder (4 MB a clip). An epoch has every clip ten times, so that its start weighs little. CPU time per frame
+on one core, all threads, against the floor: bare decode_jpeg of the same bytes on that core. Wall time per
+clip on two cores, against one; against PyTorch's DataLoader with two workers on the same two cores, which
+decodes the source videos with PyAV, told which frames; and of raw frames, against JPEG.
 
-A hundred videos are enough: a round of decode reads each of them 21 times, a round of convert 23 times. With
-far fewer, the time of a converted clip drowns in the noise of the start-up.
+A hundred videos are enough: a round of decode reads each of them 21 times, a round of convert 23 times, a
+round of input 40 times, ten of them as a video. With far fewer, the time of a converted clip drowns in the
+noise of the start-up, and that of a frame read in the start of the epoch.
 """
 
 import importlib
@@ -27,11 +34,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -47,7 +54,11 @@ _REPEATS = flags.DEFINE_integer("repeats", 5, "Rounds over the videos; each give
 _JSON = flags.DEFINE_string("json", None, "Write the table here too.")
 
 _QUALITY = ConversionConfig.jpeg_quality
-_MANY = 10  # times the videos, to see whether memory grows
+_MANY = 10  # times the videos: to see whether memory grows, and for an epoch long enough
+_BATCH_SIZE = 16
+_ENCODINGS = ("jpeg", "raw")
+
+_Result = TypeVar("_Result")
 
 # Does the work that gave ours this clip; which frames, how many and how large it may take from the clip.
 Peer = Callable[[str, video.VideoClip], object]
@@ -72,9 +83,9 @@ def benchmark_convert(video_dir: str, paths: list[str]) -> Iterator[dict[str, An
     with tempfile.TemporaryDirectory() as many_dir:
         _link_many(paths, video_dir, many_dir)
         for _ in range(_REPEATS.value):
-            two = _in_fresh_process(video_dir, 2)
+            two = _in_fresh_process(_convert, video_dir, 2)
             floor_ms = mean(_floor_ms(path) for path in paths)
-            ten, ten_by_one = _in_fresh_process(many_dir, 2), _in_fresh_process(many_dir, 1)
+            ten, ten_by_one = (_in_fresh_process(_convert, many_dir, workers) for workers in (2, 1))
             # They have the start-up in common; what the larger one took more, it took for its clips.
             clip_sec = (ten.cpu_sec - two.cpu_sec) / (many - few)
             wall.append((ten.wall_sec, ten_by_one.wall_sec))
@@ -89,15 +100,47 @@ def benchmark_convert(video_dir: str, paths: list[str]) -> Iterator[dict[str, An
     yield _row(f"worker's memory, {many} videos", "MiB", f"{few} videos", worker)
 
 
+def benchmark_input(video_dir: str, paths: list[str], loader: str | None) -> Iterator[dict[str, Any]]:
+    """CPU time against bare decoding; wall time: two cores against one and a loader, raw against JPEG."""
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    floor, by_one, by_loader, raw = [], [], [], []
+    videos = _Videos(paths, [video.read_clip(path, ClipConfig()).frame_indices for path in paths])
+    with tempfile.TemporaryDirectory() as records_dir:
+        _in_fresh_process(_make_records, video_dir, records_dir)
+        jpeg_dir, raw_dir = (f"{records_dir}/{encoding}" for encoding in _ENCODINGS)
+        for _ in range(_REPEATS.value):
+            one = _in_fresh_process(_read_epoch, jpeg_dir, cores[:1])
+            two = _in_fresh_process(_read_epoch, jpeg_dir, cores)
+            floor.append((one.frame_cpu_ms, one.floor_cpu_ms))
+            by_one.append((two.clip_ms, one.clip_ms))
+            raw.append((_in_fresh_process(_read_epoch, raw_dir, cores).clip_ms, two.clip_ms))
+            if loader is not None:
+                by_loader.append((two.clip_ms, _in_fresh_process(_load_epoch, videos, cores)))
+    yield _row("input, jpeg, 1 core", "CPU ms/frame", "bare decode_jpeg", floor)
+    yield _row("input, jpeg, 2 cores", "wall ms/clip", "1 core", by_one)
+    if loader is not None:
+        yield _row("input, jpeg, 2 cores", "wall ms/clip", loader, by_loader)
+    yield _row("input, raw, 2 cores", "wall ms/clip", "jpeg", raw)
+
+
 def installed_peers() -> dict[str, Peer]:
-    """The peers by name and version; of one that is not installed a line says how to have it."""
-    peers: dict[str, Peer] = {}
-    for name, module, read in (("PyAV", "av", _pyav), ("decord", "decord", _decord)):
-        try:
-            peers[f"{name} {importlib.import_module(module).__version__}"] = read
-        except ImportError:
-            print(f"{name} is not installed; its rows are left out. pip install '.[benchmark]' brings it.")
-    return peers
+    """The peers of decode by name and version."""
+    candidates = (_installed("PyAV", "av"), _pyav), (_installed("decord", "decord"), _decord)
+    return {name: read for name, read in candidates if name is not None}
+
+
+def installed_loader() -> str | None:
+    """The peer of input by name and version; it needs PyAV too."""
+    return _installed("PyTorch", "torch") if _installed("PyAV", "av") else None
+
+
+def _installed(name: str, module: str) -> str | None:
+    """The name with the version; None after a line that says how to have what is not installed."""
+    try:
+        return f"{name} {importlib.import_module(module).__version__}"
+    except ImportError:
+        print(f"{name} is not installed; its rows are left out. pip install '.[benchmark]' brings it.")
+        return None
 
 
 def _read_and_encode(path: str, clip: ClipConfig) -> object:
@@ -115,6 +158,12 @@ def _floor(path: str, same: video.VideoClip) -> None:
 
 
 def _pyav(path: str, same: video.VideoClip) -> np.ndarray:
+    frames = np.empty_like(same.frames)
+    _read_with_pyav(path, same.frame_indices, frames)
+    return frames
+
+
+def _read_with_pyav(path: str, frame_indices: np.ndarray, frames: np.ndarray) -> None:
     """Decodes in order up to the last wanted frame, and converts the wanted ones alone."""
     import av
     from av.video.reformatter import VideoReformatter
@@ -122,8 +171,7 @@ def _pyav(path: str, same: video.VideoClip) -> np.ndarray:
     # The fastest way found. One reformatter, on one thread: to_ndarray(format="rgb24") with its defaults
     # takes a third more. One array for the clip: a list and np.stack by themselves take as much more.
     reformatter = VideoReformatter()
-    frames = np.empty_like(same.frames)
-    wanted, count = set(same.frame_indices.tolist()), 0
+    wanted, count = set(frame_indices.tolist()), 0
     with av.open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type, stream.thread_count = "NONE", 1
@@ -132,9 +180,8 @@ def _pyav(path: str, same: video.VideoClip) -> np.ndarray:
                 image = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
                 _write_square(image, frames[count])
                 count += 1
-                if count == len(frames):
+                if count == len(wanted):
                     break
-    return frames
 
 
 def _decord(path: str, same: video.VideoClip) -> np.ndarray:
@@ -193,9 +240,9 @@ class _Conversion:
     worker_mib: float
 
 
-def _in_fresh_process(video_dir: str, num_workers: int) -> _Conversion:
+def _in_fresh_process(run: Callable[..., _Result], *arguments: object) -> _Result:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
-        return executor.submit(_convert, video_dir, num_workers).result()
+        return executor.submit(run, *arguments).result()
 
 
 def _convert(video_dir: str, num_workers: int) -> _Conversion:
@@ -236,6 +283,92 @@ def _link_many(paths: list[str], video_dir: str, many_dir: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for number in range(_MANY):
             (folder / f"{number}_{path.name}").symlink_to(path.resolve())
+
+
+def _make_records(video_dir: str, records_dir: str) -> None:
+    cli.load_tensorflow()
+    from vidpipe import convert
+
+    manifest = ManifestConfig(video_dir, val_fraction=0)
+    for encoding in _ENCODINGS:
+        convert.convert(ConversionConfig(f"{records_dir}/{encoding}", manifest, encoding=encoding))
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """What an epoch took.
+
+    Attributes:
+      clip_ms: wall time of a clip.
+      frame_cpu_ms, floor_cpu_ms: CPU time of a frame, and of decoding its bytes and nothing else.
+    """
+
+    clip_ms: float
+    frame_cpu_ms: float
+    floor_cpu_ms: float
+
+
+def _read_epoch(data_dir: str, cores: list[int]) -> _Epoch:
+    os.sched_setaffinity(0, cores)  # first: TensorFlow starts as many threads as it then finds cores
+    cli.load_tensorflow()
+    import tensorflow as tf
+
+    from vidpipe import input_pipeline, records, shards
+
+    info = shards.read_info(data_dir)
+    examples = tf.data.TFRecordDataset(shards.shard_paths(data_dir, info, "train"))
+    encoded = [
+        frame for example in examples for frame in tf.unstack(records.parse_clip(example)["encoded_frames"])
+    ]
+    many = replace(info, splits={"train": info.splits["train"] * _MANY})
+
+    def read(info: shards.DatasetInfo, epoch: int) -> None:
+        for _ in input_pipeline.train_dataset(data_dir, info, _BATCH_SIZE, seed=1, epoch=epoch):
+            pass
+
+    def decode() -> None:
+        for frame in encoded:
+            tf.io.decode_jpeg(frame, dct_method="INTEGER_ACCURATE")
+
+    read(info, epoch=0)  # what TensorFlow does once only
+    # The floor before and after: a machine that slows down slows both.
+    floor_ms = [_cpu_ms(decode) for _ in range(_MANY // 2)] if info.encoding == "jpeg" else []
+    start = time.perf_counter()
+    ours_ms = _cpu_ms(partial(read, many, 1))
+    clip_ms = 1000 * (time.perf_counter() - start) / many.num_clips("train")
+    floor_ms += [_cpu_ms(decode) for _ in floor_ms]
+    num_frames = len(encoded)
+    return _Epoch(clip_ms, ours_ms / (_MANY * num_frames), sum(floor_ms) / (_MANY * num_frames))
+
+
+@dataclass(frozen=True)
+class _Videos:
+    """The source videos as a dataset for PyTorch: a video is decoded when its clip is asked for."""
+
+    paths: list[str]
+    frame_indices: list[np.ndarray]
+
+    def __len__(self) -> int:
+        return _MANY * len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        number = index % len(self.paths)
+        frame_indices, spec = self.frame_indices[number], ClipConfig().spec
+        frames = np.zeros([spec.num_frames, spec.height, spec.width, 3], np.uint8)
+        _read_with_pyav(self.paths[number], frame_indices, frames)
+        return frames, np.arange(spec.num_frames) < len(frame_indices)
+
+
+def _load_epoch(videos: _Videos, cores: list[int]) -> float:
+    """Wall time of a clip through PyTorch's DataLoader, ms."""
+    os.sched_setaffinity(0, cores)
+    import av  # noqa: F401  here, so that the workers, which are forks, need not
+    from torch.utils.data import DataLoader
+
+    start = time.perf_counter()
+    for _ in DataLoader(videos, _BATCH_SIZE, shuffle=True, num_workers=len(cores)):
+        pass
+    return 1000 * (time.perf_counter() - start) / len(videos)
 
 
 def _floor_ms(path: str) -> float:
@@ -281,13 +414,15 @@ def _row(what: str, unit: str, against: str, rounds: list[tuple[float, float]]) 
 
 def main(arguments: list[str]) -> None:
     """Prints a row per measurement, as it is made."""
-    if len(arguments) != 1 or arguments[0] not in ("decode", "convert"):
-        cli.usage_error("name one benchmark: decode or convert")
+    if len(arguments) != 1 or arguments[0] not in ("decode", "convert", "input"):
+        cli.usage_error("name one benchmark: decode, convert or input")
     manifest = read_manifest(ManifestConfig(_VIDEO_DIR.value, val_fraction=0))
     paths = [str(Path(_VIDEO_DIR.value) / row.path) for row in manifest]
     print(f"{len(paths)} videos, Python {platform.python_version()}, OpenCV {cv2.__version__}")
     if arguments[0] == "decode":
         measured = benchmark_decode(paths, installed_peers())
+    elif arguments[0] == "input":
+        measured = benchmark_input(_VIDEO_DIR.value, paths, installed_loader())
     else:
         measured = benchmark_convert(_VIDEO_DIR.value, paths)
     print(f"{'':30}  {'ours':>8}  {'theirs':>8}  {'ratio (min to max)':>22}  against", flush=True)
