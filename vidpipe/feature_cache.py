@@ -115,7 +115,7 @@ def _batches(
     def take(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         real = chosen >= 0
         mask = np.where(real[:, np.newaxis], table.mask[chosen], np.arange(num_frames) < 1)
-        return table.features[chosen], mask, table.label[chosen], real.astype(np.float32)
+        return table.features[chosen], mask, table.label[chosen] * real, real.astype(np.float32)
 
     def look_up(chosen: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
         found = tf.numpy_function(take, [chosen], (tf.float32, tf.bool, tf.int32, tf.float32))
