@@ -353,7 +353,7 @@ class _Videos:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         number = index % len(self.paths)
-        frame_indices, spec = self.frame_indices[number], ClipConfig().spec
+        frame_indices, spec = self.frame_indices[number], ClipConfig().model_spec()
         frames = np.zeros([spec.num_frames, spec.height, spec.width, 3], np.uint8)
         _read_with_pyav(self.paths[number], frame_indices, frames)
         return frames, np.arange(spec.num_frames) < len(frame_indices)
