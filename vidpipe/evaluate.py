@@ -12,7 +12,7 @@ import tensorflow as tf
 from scipy.stats import binomtest
 from sklearn import metrics as sk
 
-from vidpipe import input_pipeline, shards
+from vidpipe import input_pipeline, shards, verify
 from vidpipe.model import load_model
 from vidpipe.progress import Progress
 from vidpipe.spec import VidpipeError
@@ -61,7 +61,7 @@ def evaluate(run_dir: str, data_dir: str, split: str, batch_size: int = 8) -> Ev
     if info.clip.spec != card.clip.spec:
         raise EvaluateError(f"The model takes {card.clip.spec}; {data_dir} holds {info.clip.spec}.")
     rows = shards.clip_rows(data_dir, split)
-    with shards.named_damage(data_dir):
+    with verify.named_damage(data_dir):
         labels, probabilities = _predict_split(model, data_dir, info, split, batch_size)
     if [info.classes[label] for label in labels] != [row["label"] for row in rows]:
         raise EvaluateError(

@@ -262,26 +262,6 @@ def damage_in(error: tf.errors.OpError) -> str | None:
     return found.group() if found else None
 
 
-@contextmanager
-def named_damage(data_dir: Address) -> Iterator[None]:
-    """Turns what TensorFlow says of a damaged record in the block into a ShardError with the next step."""
-    try:
-        yield
-    except (
-        tf.errors.DataLossError,
-        tf.errors.FailedPreconditionError,
-        tf.errors.InvalidArgumentError,
-    ) as error:
-        damage = damage_in(error)
-        if damage is None:
-            raise
-        raise ShardError(
-            f"A shard of {data_dir} is damaged ({damage}). tools/inspect_shards.py "
-            f"--data_dir={data_dir} --verify names every damaged record; the tools/convert_videos.py command "
-            "that made it repairs it."
-        ) from error
-
-
 def read_videos(data_dir: Address) -> Iterator[dict[str, str]]:
     """Yields the rows of videos.csv, one per source video, in the order of the shards."""
     path = posixpath.join(data_dir, VIDEOS_NAME)

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from vidpipe import feature_cache, input_pipeline, shards
+from vidpipe import feature_cache, input_pipeline, shards, verify
 from vidpipe.checkpoint import restore_checkpoint, save_checkpoint
 from vidpipe.config import TrainConfig, differences, to_dict
 from vidpipe.model import (
@@ -108,7 +108,7 @@ def train(config: TrainConfig) -> TrainResult:
     optimizer = keras.optimizers.Adam(config.learning_rate)
     if precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    with shards.named_damage(config.data_dir):
+    with verify.named_damage(config.data_dir):
         batches = _batches(config, info, model)
     optimizer.build(batches.model.trainable_variables)
     _log.info(
@@ -119,7 +119,7 @@ def train(config: TrainConfig) -> TrainResult:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         shards.write_text(run_dir / "config.json", json.dumps(settings, indent=2) + "\n")
-        with shards.named_damage(config.data_dir):
+        with verify.named_damage(config.data_dir):
             return _Loop(config, info, model, optimizer, batches).run()
     except OSError as error:
         raise TrainError(f"Cannot write to {run_dir}: {error.strerror}. What it holds is kept.") from error
