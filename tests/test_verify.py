@@ -192,7 +192,7 @@ def test_damage_is_found_and_named(
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
-        ("{{function_node __wrapped__IteratorGetNext_CPU:0}} : curlCode: 52, nothing [Op:IteratorGetNext] name: ",
+        ("{{function_node __wrapped__IteratorGetNext_CPU:0}} : curlCode: 52, nothing [Op:IteratorGetNext]",
          shards.ShardError),
         ("Object ram://records/a does not exist", shards.ShardError),
         ("{{function_node __wrapped__Conv2D_GPU:0}} no algorithm [Op:Conv2D]", tf.errors.UnknownError),

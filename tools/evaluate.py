@@ -11,6 +11,7 @@ from vidpipe.spec import SPLITS
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "A run of tools/train.py.", required=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "A dataset of tools/convert_videos.py.", required=True)
 _SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Which clips.")
+_CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Copy a remote --data_dir here once.")
 
 
 def main(arguments: list[str]) -> None:
@@ -19,7 +20,7 @@ def main(arguments: list[str]) -> None:
     cli.load_tensorflow()
     from vidpipe import evaluate
 
-    evaluation = evaluate.evaluate(_RUN_DIR.value, _DATA_DIR.value, _SPLIT.value)
+    evaluation = evaluate.evaluate(_RUN_DIR.value, _DATA_DIR.value, _SPLIT.value, cache_dir=_CACHE_DIR.value)
     metrics = evaluation.metrics
     low, high = metrics["accuracy_ci95"]
     print(evaluation.text)

@@ -36,6 +36,12 @@ _CHECKPOINT_EVERY = flags.DEFINE_integer(
 )
 _SEED = flags.DEFINE_integer("seed", TrainConfig.seed, "Of weights, order and dropout.")
 
+_CACHE_DIR = flags.DEFINE_string(
+    "cache_dir",
+    None,
+    "Copy a remote --data_dir here once; left out, every epoch reads it from where it lies.",
+)
+
 
 def main(arguments: list[str]) -> None:
     """Flags -> TrainConfig -> train."""
@@ -56,6 +62,7 @@ def main(arguments: list[str]) -> None:
         cache_features=_CACHE_FEATURES.value,
         checkpoint_every=_CHECKPOINT_EVERY.value,
         seed=_SEED.value,
+        cache_dir=_CACHE_DIR.value,
     )
     cli.load_tensorflow()
     from vidpipe import train

@@ -176,6 +176,7 @@ class TrainConfig:
       cache_features: `auto` and `on` run a frozen backbone once per clip; `off` runs it in every epoch.
       checkpoint_every: optimiser steps between checkpoints inside an epoch; None saves at its end only.
       seed: of weights, order and dropout.
+      cache_dir: a remote data_dir is copied here once; None reads it from where it lies.
     """
 
     data_dir: str
@@ -188,6 +189,7 @@ class TrainConfig:
     cache_features: str = "auto"
     checkpoint_every: int | None = None
     seed: int = 1
+    cache_dir: str | None = None
 
     def __post_init__(self) -> None:
         _check_at_least(self, epochs=1, batch_size=1, checkpoint_every=1)

@@ -48,10 +48,14 @@ def verify(data_dir: str) -> Iterator[str]:
 
 
 @contextmanager
-def named_damage(data_dir: str) -> Iterator[None]:
+def named_damage(data_dir: str, copy_of: str | None = None) -> Iterator[None]:
     """Says which record it was when TensorFlow, in the block, cannot read one of `data_dir`.
 
     Its own error names neither record nor shard. They are looked for only then, so reading costs no more.
+
+    Args:
+      data_dir: the dataset that is read.
+      copy_of: the remote dataset, where `data_dir` is the folder of its copies.
 
     Raises:
       ShardError: in place of what TensorFlow raised of a damaged record, or of a remote address that cannot
@@ -62,13 +66,13 @@ def named_damage(data_dir: str) -> Iterator[None]:
     except tf.errors.OpError as error:
         damage = shards.damage_in(error)
         if damage is not None:
-            raise shards.ShardError(_describe(data_dir, damage)) from error
-        if remote.is_remote(data_dir) and _is_from_reading(error):
-            raise _remote_failure(data_dir, error) from error
+            raise shards.ShardError(_describe(data_dir, copy_of, damage)) from error
+        if remote.is_remote(copy_of or data_dir) and _is_from_reading(error):
+            raise _remote_failure(copy_of or data_dir, error) from error
         raise
 
 
-def _describe(data_dir: str, damage: str) -> str:
+def _describe(data_dir: str, copy_of: str | None, damage: str) -> str:
     _log.warning("A record of %s cannot be read (%s); looking for it.", data_dir, damage)
     try:
         found = find_damage(data_dir)
@@ -78,6 +82,11 @@ def _describe(data_dir: str, damage: str) -> str:
         return (
             f"{data_dir} could not be read ({damage}), but read again every record is whole. Run the same "
             "command again; training goes on from its last checkpoint."
+        )
+    if copy_of is not None and copy_of != data_dir:
+        return (
+            f"A copy of {copy_of} in {data_dir} is damaged: {found}. Run the same command again: it copies "
+            "that shard anew, and training goes on from its last checkpoint."
         )
     return (
         f"A shard of {data_dir} is damaged: {found}. tools/inspect_shards.py --data_dir={data_dir} --verify "
@@ -100,12 +109,12 @@ def _is_from_reading(error: tf.errors.OpError) -> bool:
 
 
 def find_damage(data_dir: str) -> str | None:
-    """Looks for the first record that cannot be read: its shard, position, video and what is wrong.
+    """Looks for the first record that cannot be read, in the shards that are there.
 
     Shards whose sha256 is wrong are read first: a digest takes a tenth of the time that decoding does.
 
     Returns:
-      A line as `verify` has them; None when every record of every split can be read.
+      Its shard, position, video and what is wrong, as `verify` says it; None when every record can be read.
 
     Raises:
       tf.errors.OpError: a file cannot be read at all.
@@ -115,12 +124,12 @@ def find_damage(data_dir: str) -> str | None:
 
     def is_whole(shard: shards.ShardInfo) -> bool:
         address = posixpath.join(data_dir, shard.name)
-        return shards.size_of(address) == shard.bytes and shards.sha256_of(address) == shard.sha256
+        return shards.sha256_of(address) == shard.sha256
 
-    for shard in sorted((shard for split in SPLITS for shard in info.splits[split]), key=is_whole):
+    listed = [shard for split in SPLITS for shard in info.splits[split]]
+    present = set(shards.shard_names_in(data_dir))
+    for shard in sorted((shard for shard in listed if shard.name in present), key=is_whole):
         address = posixpath.join(data_dir, shard.name)
-        if shards.size_of(address) is None:
-            return f"{shard.name}: missing, with {shard.clips} clips"
         for problem in _check_records(address, shard, info, expected[shard.name]):
             return problem
     return None
