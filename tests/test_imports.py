@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 # A module may import those before it; the conversion half ends with convert.
 ORDER = (
     "spec", "sampling", "config", "manifest", "video", "records", "remote", "shards", "progress", "convert",
-    "convert_beam", "verify", "augment", "input_pipeline", "report", "backbone", "model", "feature_cache",
+    "convert_beam", "verify", "shard_cache", "augment", "input_pipeline", "report", "backbone", "model",
+    "feature_cache",
     "checkpoint", "train", "evaluate", "predict",
 )  # fmt: skip
 SHARED = {"spec", "sampling", "config", "records", "remote", "shards", "progress", "video"}

@@ -4,6 +4,8 @@ Every client is a process of its own: tensorflow-io takes the server from the en
 interpreter at exit, which the tools must not show.
 """
 
+import contextlib
+import csv
 import http.server
 import os
 import signal
@@ -19,7 +21,7 @@ import pytest
 import tensorflow as tf
 
 from synthetic import CONVERSION_FLAGS, committed_bytes
-from vidpipe import remote, shards
+from vidpipe import model, remote, shards
 
 ROOT = Path(__file__).parents[1]
 
@@ -141,11 +143,14 @@ convert.convert({conversion(address)!r}, read=slow_read)
 
 
 class CuttingProxy:
-    """Forwards connections to a port, and cuts one whenever so many more bytes have gone through it."""
+    """Forwards connections to a port, and cuts one whenever so many bytes have gone through all of them.
 
-    def __init__(self, port: int, cut_after: list[int]) -> None:
-        self._target, self._cut_after, self._sent = port, cut_after, 0
-        self.cuts = 0
+    Counted are requests, or with `responses` what comes back.
+    """
+
+    def __init__(self, port: int, cut_after: list[int], responses: bool = False) -> None:
+        self._target, self._cut_after, self._responses = port, cut_after, responses
+        self.sent = self.cuts = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -154,14 +159,18 @@ class CuttingProxy:
         while True:
             client, _ = self._listener.accept()
             server = socket.create_connection(("127.0.0.1", self._target))
-            threading.Thread(target=self._forward, args=(client, server, True), daemon=True).start()
-            threading.Thread(target=self._forward, args=(server, client, False), daemon=True).start()
+            threading.Thread(
+                target=self._forward, args=(client, server, not self._responses), daemon=True
+            ).start()
+            threading.Thread(
+                target=self._forward, args=(server, client, self._responses), daemon=True
+            ).start()
 
     def _forward(self, source: socket.socket, target: socket.socket, counted: bool) -> None:
         try:
-            while block := source.recv(4096):
-                self._sent += len(block) * counted
-                if self._cut_after and self._sent > self._cut_after[0]:
+            while block := source.recv(512):
+                self.sent += len(block) * counted
+                if counted and self._cut_after and self.sent > self._cut_after[0]:
                     self._cut_after.pop(0)
                     self.cuts += 1
                     break
@@ -169,6 +178,9 @@ class CuttingProxy:
         except OSError:
             pass
         for side in (source, target):
+            # close() alone is not seen by the other end while another thread waits in recv().
+            with contextlib.suppress(OSError):
+                side.shutdown(socket.SHUT_RDWR)
             side.close()
 
 
@@ -189,6 +201,131 @@ def test_connections_cut_in_the_middle_of_an_upload_are_retried(
     assert bucket.files("cut") == committed_bytes(Path(data_dir))
 
 
+TRAIN = ("--backbone_weights=none", "--epochs=2", "--batch_size=3")
+
+
+@pytest.fixture(scope="module")
+def records(bucket: Bucket, data_dir: str) -> str:
+    """The dataset of `data_dir` in the bucket."""
+    for name, content in committed_bytes(Path(data_dir)).items():
+        bucket.put(f"dataset/{name}", content)
+    return "s3://bucket/dataset"
+
+
+@pytest.fixture(scope="module", params=["on", "off"])
+def from_disk(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, data_dir: str
+) -> Path:
+    """A run of `TRAIN` on local files."""
+    run_dir = tmp_path_factory.mktemp("from_disk") / request.param
+    cached = f"--cache_features={request.param}"
+    ended = _run(0, "train.py", f"--data_dir={data_dir}", f"--run_dir={run_dir}", cached, *TRAIN)
+    assert ended.returncode == 0, ended.stderr
+    return run_dir
+
+
+def _assert_same_run(first: Path, second: Path) -> None:
+    """Losses and weights agree to the bit."""
+    for column in ("loss", "val_loss"):
+        losses = [
+            [row[column] for row in csv.DictReader((run_dir / "history.csv").open())]
+            for run_dir in (first, second)
+        ]
+        assert losses[0] == losses[1]
+    ours, theirs = (model.load_model(run_dir / "model.keras")[0].get_weights() for run_dir in (first, second))
+    assert all((our == their).all() for our, their in zip(ours, theirs, strict=True))
+
+
+@needs_tensorflow_io
+def test_training_and_evaluation_from_s3_are_those_from_disk(
+    bucket: Bucket, records: str, data_dir: str, from_disk: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    cached = f"--cache_features={from_disk.name}"
+    ended = _run(bucket.port, "train.py", f"--data_dir={records}", f"--run_dir={run_dir}", cached, *TRAIN)
+    assert ended.returncode == 0, ended.stderr
+    _assert_same_run(run_dir, from_disk)
+    assert (run_dir / "features").exists() == (from_disk.name == "on")
+    assert set(bucket.files("dataset")) == set(committed_bytes(Path(data_dir)))
+
+    for source, run in ((records, run_dir), (data_dir, from_disk)):
+        ended = _run(bucket.port, "evaluate.py", f"--data_dir={source}", f"--run_dir={run}")
+        assert ended.returncode == 0, ended.stderr
+    for name in ("metrics.json", "predictions.csv"):
+        assert (run_dir / "eval_test" / name).read_bytes() == (from_disk / "eval_test" / name).read_bytes()
+
+
+@needs_tensorflow_io
+def test_the_contact_sheet_from_s3_is_that_from_disk(
+    bucket: Bucket, records: str, data_dir: str, tmp_path: Path
+) -> None:
+    for name, source in (("s3", records), ("disk", data_dir)):
+        sheet = f"--contact_sheet={tmp_path}/{name}.png"
+        ended = _run(bucket.port, "inspect_shards.py", f"--data_dir={source}", "--verify", sheet)
+        assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "s3.png").read_bytes() == (tmp_path / "disk.png").read_bytes()
+
+
+@needs_tensorflow_io
+@pytest.mark.parametrize("from_disk", ["off"], indirect=True)
+def test_connections_cut_in_the_middle_of_an_epoch_are_retried(
+    bucket: Bucket, records: str, from_disk: Path, tmp_path: Path
+) -> None:
+    """Then the same run through a server that is gone from some byte on: one line, and no short epoch."""
+    # The whole run takes some 50 kB of answers.
+    proxy = CuttingProxy(bucket.port, [5_000, 15_000, 20_000, 25_000, 30_000, 35_000], responses=True)
+    train = ("train.py", f"--data_dir={records}", "--cache_features=off", *TRAIN)
+    ended = _run(proxy.port, *train, f"--run_dir={tmp_path}/cut")
+    assert ended.returncode == 0, ended.stderr
+    assert proxy.cuts == 6
+    _assert_same_run(tmp_path / "cut", from_disk)
+
+    gone = CuttingProxy(bucket.port, [proxy.sent * 3 // 4] * 10_000, responses=True)
+    ended = _run(gone.port, *train, f"--run_dir={tmp_path}/gone")
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith(f"train.py: {records} cannot be read any more (")
+    assert "run the same command; training goes on from its last checkpoint." in last
+    assert not (tmp_path / "gone" / "metrics.json").exists()
+
+    ended = _run(bucket.port, *train, f"--run_dir={tmp_path}/gone")
+    assert ended.returncode == 0, ended.stderr
+    assert "Going on at epoch 2" in ended.stderr
+    _assert_same_run(tmp_path / "gone", from_disk)
+
+
+@needs_tensorflow_io
+@pytest.mark.parametrize("from_disk", ["off"], indirect=True)
+def test_two_processes_share_copies_that_outlive_the_server(
+    bucket: Bucket, records: str, from_disk: Path, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable, str(ROOT / "tools" / "train.py"), f"--data_dir={records}", "--cache_features=off",
+        f"--cache_dir={tmp_path}/cache", *TRAIN,
+    ]  # fmt: skip
+    runs = [tmp_path / "first", tmp_path / "second"]
+    processes = [
+        subprocess.Popen(
+            [*command, f"--run_dir={run}"], env=_environment(bucket.port), stderr=subprocess.PIPE
+        )
+        for run in runs
+    ]
+    for process, run in zip(processes, runs, strict=True):
+        _, told = process.communicate(timeout=300)
+        assert process.returncode == 0, told
+        _assert_same_run(run, from_disk)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    third = (*command[2:], f"--run_dir={tmp_path}/third")
+    ended = _run(server.server_port, "train.py", *third)
+    server.shutdown()
+    assert ended.returncode == 0, ended.stderr
+    assert "Reading on from the copy in" in ended.stderr
+    _assert_same_run(tmp_path / "third", from_disk)
+
+
 class Refusing(http.server.BaseHTTPRequestHandler):
     """Answers as S3 does to a wrong key."""
 
@@ -207,7 +344,7 @@ class Refusing(http.server.BaseHTTPRequestHandler):
 
 
 @needs_tensorflow_io
-def test_wrong_credentials_are_told_in_one_line(video_dir: Path) -> None:
+def test_wrong_credentials_are_told_in_one_line(video_dir: Path, tmp_path: Path) -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = "s3://bucket/refused"
@@ -224,6 +361,12 @@ def test_wrong_credentials_are_told_in_one_line(video_dir: Path) -> None:
     assert ended.stderr == (
         f"inspect_shards.py: There is no folder {address}, or credentials or endpoint are wrong.\n"
     )
+    ended = _run(server.server_port, "train.py", f"--data_dir={address}", f"--run_dir={tmp_path}/run", *TRAIN)
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        f"train.py: There is no folder {address}, or credentials or endpoint are wrong.\n"
+    )
+    assert not (tmp_path / "run").exists()
     server.shutdown()
 
 

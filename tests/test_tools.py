@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, one clear line, no traceback."""
 
+import csv
 import json
 import os
 import shutil
@@ -121,6 +122,20 @@ def test_the_whole_path_through_the_tools(tmp_path: Path, videos: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     metrics = json.loads((run_dir / "eval_test" / "metrics.json").read_text())
     assert f"test accuracy {metrics['accuracy']:.4f} of 6 clips" in ended.stdout
+
+    shard = next(records.glob("test-*"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
+    ended = run_tool("evaluate.py", f"--data_dir={records}", f"--run_dir={run_dir}", "--split=test")
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    looking, told = ended.stderr.splitlines()
+    assert looking.endswith("cannot be read (corrupted record); looking for it.")
+    with (records / "videos.csv").open() as file:
+        video = next(r for r in csv.DictReader(file) if (r["shard"], r["position"]) == (shard.name, "0"))
+    assert told.startswith(
+        f"evaluate.py: A shard of {records} is damaged: {shard.name}, position 0, {video['video_id']}: "
+    )
 
     good = str(videos / "test" / "long" / "video_00.avi")
     ended = run_tool("predict.py", f"--run_dir={run_dir}", "--json", good, "nowhere.avi")

@@ -245,25 +245,99 @@ def test_plain_fit_takes_the_dataset_and_the_model(data_dir: str, info: shards.D
     assert np.isfinite(history.history["loss"][0])
 
 
-@pytest.mark.parametrize("cache_features", ["auto", "off"])
-@pytest.mark.parametrize("damage", ["flipped", "cut"])
-def test_a_damaged_shard_stops_the_run_with_the_next_step(
-    tmp_path: Path, train_config: MakeConfig, info: shards.DatasetInfo, cache_features: str, damage: str
-) -> None:
-    """A flipped byte, and a cut at a record's border that dataset_info.json was edited to hide."""
-    config = train_config(tmp_path / "run", cache_features=cache_features)
-    folder = Path(
-        shutil.copytree(config.data_dir, tmp_path / "copy", ignore=shutil.ignore_patterns("features"))
-    )
-    path = folder / info.splits["train"][0].name
+def _flip_a_byte(path: Path) -> None:
     data = bytearray(path.read_bytes())
-    if damage == "flipped":
-        data[200] ^= 1
-    else:
-        data = data[: 16 + int.from_bytes(data[:8], "little")]
-        text = (folder / shards.INFO_NAME).read_text()
-        (folder / shards.INFO_NAME).write_text(text.replace(str(path.stat().st_size), str(len(data)), 1))
+    data[200] ^= 1
     path.write_bytes(data)
-    message = "corrupted record" if damage == "flipped" else "contained only . elements"
-    with pytest.raises(shards.ShardError, match=f"{message}.*inspect_shards.py --data_dir=.* --verify"):
-        train.train(dataclasses.replace(config, data_dir=str(folder)))
+
+
+def _cut_behind_the_first_record(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: 16 + int.from_bytes(data[:8], "little")])
+
+
+def _spoil_a_frame(path: Path) -> None:
+    """With checksums that are right."""
+    examples = [
+        tf.train.SequenceExample.FromString(record.numpy()) for record in tf.data.TFRecordDataset(str(path))
+    ]
+    frame = examples[1].feature_lists.feature_list["image/encoded"].feature[0].bytes_list
+    frame.value[0] = frame.value[0][:50].ljust(len(frame.value[0]), b"x")
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for example in examples:
+            writer.write(example.SerializeToString())
+
+
+@pytest.fixture
+def damage_after_the_check(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], None]], None]:
+    """Damages the first shard of a dataset once its presence and size were found right."""
+
+    def arrange(damage: Callable[[Path], None]) -> None:
+        def checked_then_damaged(data_dir: str, info: shards.DatasetInfo, split: str) -> list[str]:
+            paths = shards.shard_paths(data_dir, info, split)
+            if split == "train":
+                damage(Path(paths[0]))
+            return paths
+
+        monkeypatch.setattr(input_pipeline, "shard_paths", checked_then_damaged)
+
+    return arrange
+
+
+@pytest.mark.parametrize("cache_features", ["auto", "off"])
+@pytest.mark.parametrize(
+    ("damage", "position", "what"),
+    [
+        (_flip_a_byte, 0, "corrupted record; what follows is lost"),
+        (_cut_behind_the_first_record, 1, "the shard ends after 1 of 4 clips"),
+        (_spoil_a_frame, 1, "cannot be decoded .Invalid PNG"),
+    ],
+)
+def test_a_damaged_record_stops_the_run_and_is_named(
+    tmp_path: Path,
+    train_config: MakeConfig,
+    info: shards.DatasetInfo,
+    cache_features: str,
+    damage: Callable[[Path], None],
+    position: int,
+    what: str,
+    damage_after_the_check: Callable[[Callable[[Path], None]], None],
+) -> None:
+    config = train_config(tmp_path / "run", cache_features=cache_features)
+    without_features = shutil.ignore_patterns("features")
+    folder = str(shutil.copytree(config.data_dir, tmp_path / "copy", ignore=without_features))
+    row = shards.clip_rows(folder, "train")[position]
+    name = info.splits["train"][0].name
+    assert (row["shard"], row["position"]) == (name, str(position))
+    damage_after_the_check(damage)
+    with pytest.raises(
+        shards.ShardError,
+        match=f"is damaged: {name}, position {position}, {row['video_id']}: {what}.*inspect_shards.py "
+        f"--data_dir={folder} --verify names every .*convert_videos.py command .* repairs it",
+    ):
+        train.train(dataclasses.replace(config, data_dir=folder))
+
+
+def test_a_read_error_that_passed_is_told_as_one(
+    tmp_path: Path, train_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise tf.errors.DataLossError(None, None, "corrupted record at 12")
+
+    monkeypatch.setattr(input_pipeline, "eval_dataset", fail)
+    config = train_config(tmp_path / "run", cache_features="off")
+    with pytest.raises(
+        shards.ShardError, match=r"could not be read \(corrupted record\), but .* whole. Run the same command"
+    ):
+        train.train(config)
+
+
+def test_an_error_that_is_not_of_a_record_passes(
+    tmp_path: Path, train_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+
+    monkeypatch.setattr(input_pipeline, "eval_dataset", fail)
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        train.train(train_config(tmp_path / "run", cache_features="off"))

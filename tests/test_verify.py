@@ -12,9 +12,11 @@ import tensorflow as tf
 
 from vidpipe import shards
 from vidpipe.config import ClipConfig
-from vidpipe.verify import verify
+from vidpipe.verify import named_damage, verify
 
 FIRST, SECOND = "train-00000-of-00002.tfrecord", "train-00001-of-00002.tfrecord"
+VIDEO = r"train/(long|short)/video_0\d\.avi"
+AT_2 = rf"{FIRST}, position 2, {VIDEO}:"
 
 
 def _record_start(data: bytes | bytearray, position: int) -> int:
@@ -112,11 +114,11 @@ def test_a_whole_dataset_of_whole_frames_has_no_problem(
     ("damage", "expected"),
     [
         pytest.param(
-            _flip, [f"{FIRST}: its sha256", f"{FIRST}, position 2: corrupted record"], id="flipped byte"
+            _flip, [f"{FIRST}: its sha256", f"{AT_2} corrupted record"], id="flipped byte"
         ),
-        pytest.param(_cut(0), [f"{FIRST}: ends after 2 of 4 clips"], id="cut at a record border"),
-        pytest.param(_cut(5), [f"{FIRST}: ends after 2 of 4 clips"], id="cut in a record header"),
-        pytest.param(_cut(300), [f"{FIRST}, position 2: truncated record"], id="cut in a payload"),
+        pytest.param(_cut(0), [f"{AT_2} the shard ends after 2 of 4 clips"], id="cut at a record border"),
+        pytest.param(_cut(5), [f"{AT_2} the shard ends after 2 of 4 clips"], id="cut in a record header"),
+        pytest.param(_cut(300), [f"{AT_2} truncated record"], id="cut in a payload"),
         pytest.param(lambda f: (f / SECOND).unlink(), [f"{SECOND}: missing, with 4"], id="missing shard"),
         pytest.param(
             lambda f: shutil.copy(f / FIRST, f / "train-00002-of-00003.tfrecord"),
@@ -140,7 +142,7 @@ def test_a_whole_dataset_of_whole_frames_has_no_problem(
         ),
         pytest.param(
             _edit_info(lambda v: v["splits"]["train"][0].update(clips=5)),
-            [f"{FIRST}: ends after 4 of 5 clips"],
+            [f"{FIRST}, position 4: the shard ends after 4 of 5 clips"],
             id="edited count",
         ),
         pytest.param(
@@ -155,12 +157,12 @@ def test_a_whole_dataset_of_whole_frames_has_no_problem(
         ),
         pytest.param(
             _rewrite(_claim_another_size),
-            [f"{FIRST}, position 1: cannot be decoded \\(a frame of another size\\)"],
+            [f"{FIRST}, position 1, {VIDEO}: cannot be decoded \\(a frame of another size\\)"],
             id="another size in the record",
         ),
         pytest.param(
             _rewrite(_spoil_the_last_frames),
-            [f"{FIRST}, position {position}: cannot be decoded \\(Invalid PNG" for position in (0, 2)],
+            [f"{FIRST}, position {place}, {VIDEO}: cannot be decoded \\(Invalid PNG" for place in (0, 2)],
             id="frames that cannot be decoded",
         ),
         pytest.param(
@@ -185,3 +187,23 @@ def test_damage_is_found_and_named(
     problems = list(verify(str(folder)))
     for pattern in expected:
         assert any(re.search(pattern, problem) for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("{{function_node __wrapped__IteratorGetNext_CPU:0}} : curlCode: 52, nothing [Op:IteratorGetNext]",
+         shards.ShardError),
+        ("Object ram://records/a does not exist", shards.ShardError),
+        ("{{function_node __wrapped__Conv2D_GPU:0}} no algorithm [Op:Conv2D]", tf.errors.UnknownError),
+    ],
+)  # fmt: skip
+def test_only_errors_of_reading_are_a_remote_dataset_s(message: str, expected: type[Exception]) -> None:
+    with pytest.raises(expected) as raised, named_damage("ram://records"):
+        raise tf.errors.UnknownError(None, None, message)
+    if "curl" in message:
+        assert str(raised.value).startswith(
+            "ram://records cannot be read any more (curlCode: 52, nothing). When"
+        )
+    with pytest.raises(tf.errors.UnknownError), named_damage("records"):
+        raise tf.errors.UnknownError(None, None, message)

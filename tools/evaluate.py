@@ -17,6 +17,7 @@ _NUM_CLIPS = flags.DEFINE_integer(
 _NUM_CROPS = flags.DEFINE_integer(
     "num_crops", 1, "Views in space: 3 looks at both ends of the long side too.", lower_bound=1
 )
+_CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Copy a remote --data_dir here once.")
 
 
 def main(arguments: list[str]) -> None:
@@ -31,6 +32,7 @@ def main(arguments: list[str]) -> None:
         _SPLIT.value,
         num_clips=_NUM_CLIPS.value,
         num_crops=_NUM_CROPS.value,
+        cache_dir=_CACHE_DIR.value,
     )
     metrics = evaluation.metrics
     low, high = metrics["accuracy_ci95"]

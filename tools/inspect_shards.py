@@ -25,6 +25,13 @@ def main(arguments: list[str]) -> int:
     cli.load_tensorflow()
     from vidpipe import verify
 
+    with verify.named_damage(_DATA_DIR.value):
+        return _inspect()
+
+
+def _inspect() -> int:
+    from vidpipe import verify
+
     if _VERIFY.value:
         problems = list(verify.verify(_DATA_DIR.value))
         for problem in problems:

@@ -43,6 +43,9 @@ _CHECKPOINT_EVERY = flags.DEFINE_integer(
     "checkpoint_every", None, "Steps between checkpoints; left out, one at the end of each epoch."
 )
 _SEED = flags.DEFINE_integer("seed", TrainConfig.seed, "Of weights, order and dropout.")
+_CACHE_DIR = flags.DEFINE_string(
+    "cache_dir", None, "Copy a remote --data_dir here once; left out, every epoch reads it where it lies."
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -68,6 +71,7 @@ def main(arguments: list[str]) -> None:
         input_ram_gb=_INPUT_RAM_GB.value,
         checkpoint_every=_CHECKPOINT_EVERY.value,
         seed=_SEED.value,
+        cache_dir=_CACHE_DIR.value,
     )
     cli.load_tensorflow()
     from vidpipe import train

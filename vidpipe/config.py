@@ -190,6 +190,7 @@ class TrainConfig:
       input_ram_gb: what the input's buffers may take, in 2**30 bytes; None leaves it to tf.data.
       checkpoint_every: optimiser steps between checkpoints inside an epoch; None saves at its end only.
       seed: of weights, order and dropout.
+      cache_dir: a remote data_dir is copied here once; None reads it from where it lies.
     """
 
     data_dir: str
@@ -206,6 +207,7 @@ class TrainConfig:
     input_ram_gb: float | None = None
     checkpoint_every: int | None = None
     seed: int = 1
+    cache_dir: str | None = None
 
     def __post_init__(self) -> None:
         _check_at_least(self, epochs=1, batch_size=1, checkpoint_every=1, num_frames=1)

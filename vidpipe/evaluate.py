@@ -12,7 +12,7 @@ import tensorflow as tf
 from scipy.stats import binomtest
 from sklearn import metrics as sk
 
-from vidpipe import input_pipeline, shards
+from vidpipe import input_pipeline, shard_cache, shards, verify
 from vidpipe.model import load_model
 from vidpipe.progress import Progress
 from vidpipe.spec import VidpipeError
@@ -38,7 +38,13 @@ class Evaluation:
 
 
 def evaluate(
-    run_dir: str, data_dir: str, split: str, batch_size: int = 8, num_clips: int = 1, num_crops: int = 1
+    run_dir: str,
+    data_dir: str,
+    split: str,
+    batch_size: int = 8,
+    num_clips: int = 1,
+    num_crops: int = 1,
+    cache_dir: str | None = None,
 ) -> Evaluation:
     """Runs `model.keras` of a run over a split and writes `eval_<split>/` into the run folder.
 
@@ -50,13 +56,16 @@ def evaluate(
       num_clips: views of each video in time, as in `input_pipeline.eval_dataset`; their probabilities are
         averaged.
       num_crops: likewise in space.
+      cache_dir: a remote data_dir is copied here once; None reads it from where it lies.
 
     Raises:
       EvaluateError: the classes or the clips' shape are not those the model was trained on.
       ModelError, ShardError: the model or the dataset cannot be read.
     """
     model, card = load_model(Path(run_dir) / "model.keras")
-    info = shards.read_info(data_dir)
+    with verify.named_damage(data_dir):
+        folder = shard_cache.open_dataset(data_dir, cache_dir)
+        info = shards.read_info(folder)
     if info.classes != card.classes:
         odd = sorted(set(info.classes) ^ set(card.classes)) or ["the same ones in another order"]
         raise EvaluateError(
@@ -66,30 +75,32 @@ def evaluate(
     if info.clip.model_spec(card.num_frames) != card.spec:
         raise EvaluateError(f"The model takes {card.spec}; {data_dir} holds {info.clip.model_spec()}.")
     views = (card.num_frames, num_clips, num_crops)
-    rows = shards.clip_rows(data_dir, split)
-    with shards.named_damage(data_dir):
-        labels, probabilities = _predict_split(model, data_dir, info, split, batch_size, views)
+    with verify.named_damage(data_dir):
+        shard_cache.fetch_shards(data_dir, folder, info, split)
+        rows = shards.clip_rows(folder, split)
+    with verify.named_damage(folder, data_dir):
+        labels, probabilities = _predict_split(model, folder, info, split, batch_size, views)
     if [info.classes[label] for label in labels] != [row["label"] for row in rows]:
         raise EvaluateError(
             f"{data_dir}: {shards.VIDEOS_NAME} does not describe these {split} shards. "
             "Convert the videos again."
         )
-    folder = Path(run_dir) / f"eval_{split}"
-    folder.mkdir(exist_ok=True)
+    output = Path(run_dir) / f"eval_{split}"
+    output.mkdir(exist_ok=True)
     metrics = {"split": split, "views": num_clips * num_crops} | compute_metrics(
         labels, probabilities, card.classes
     )
     text = _classification_report(labels, probabilities, card.classes)
     predicted = probabilities.argmax(axis=1)
     with shards.committed_csv(
-        folder / "predictions.csv", ["video_id", "label", "predicted", *card.classes]
+        output / "predictions.csv", ["video_id", "label", "predicted", *card.classes]
     ) as writer:
         for row, best, scores in zip(rows, predicted, probabilities, strict=True):
             fixed = {"video_id": row["video_id"], "label": row["label"], "predicted": card.classes[best]}
             writer.writerow(fixed | dict(zip(card.classes, scores.tolist(), strict=True)))
-    shards.write_text(folder / "classification_report.txt", text)
-    shards.write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    return Evaluation(folder, metrics, text)
+    shards.write_text(output / "classification_report.txt", text)
+    shards.write_text(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    return Evaluation(output, metrics, text)
 
 
 def compute_metrics(

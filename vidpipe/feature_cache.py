@@ -1,7 +1,8 @@
 """A frozen backbone's features, computed once per clip and read from disk in every epoch and run after that.
 
-The cache lies beside the shards, in a folder named by digests of all that decides its numbers: the
-dataset, the backbone's weights and the precision. The order of an epoch is that of `train_dataset`.
+The cache lies beside the shards, or with the run where those are remote, in a folder named by digests of all
+that decides its numbers: the dataset, the backbone's weights and the precision. The order of an epoch is that
+of `train_dataset`.
 """
 
 import hashlib
@@ -48,23 +49,29 @@ class FeatureTable:
 
 
 def cached_features(
-    encoder: keras.Model, data_dir: str, info: DatasetInfo, split: str, batch_size: int
+    encoder: keras.Model,
+    data_dir: str,
+    info: DatasetInfo,
+    split: str,
+    batch_size: int,
+    kept_in: str | None = None,
 ) -> FeatureTable:
     """Reads a split's features, after computing them if nobody has yet.
 
     Args:
       encoder: {"frames", "mask"} -> features [B, T, D], `FusedModel.encoder`; frozen.
-      data_dir: a committed dataset, writable while features are missing.
+      data_dir: a committed dataset.
       info: its dataset_info.
       split: which clips.
       batch_size: clips per call of the encoder.
+      kept_in: a local folder, writable while features are missing; None is `data_dir`.
 
     Raises:
       FeatureCacheError: the folder of the features cannot be written.
     """
-    folder = Path(data_dir) / _FOLDER / f"{split}-{_key(encoder, info)}"
+    folder = Path(data_dir if kept_in is None else kept_in) / _FOLDER / f"{split}-{_key(encoder, info)}"
     try:
-        folder.parent.mkdir(exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         # Two runs may start at once: the second waits, and reads what the first computed.
         with FileLock(f"{folder}.lock"):
             if folder.is_dir():

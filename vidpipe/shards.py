@@ -40,6 +40,10 @@ class ShardError(VidpipeError):
     """A dataset folder is incomplete, damaged or of another schema."""
 
 
+class UnreachableError(ShardError):
+    """Nothing answers for a dataset at its address: it is not there, or its server is not."""
+
+
 @dataclass(frozen=True)
 class ShardInfo:
     """One shard file: its name in the folder, its clips (records), size in bytes and sha256."""
@@ -190,6 +194,7 @@ def read_info(data_dir: Address) -> DatasetInfo:
     """Reads dataset_info.json.
 
     Raises:
+      UnreachableError: there is no such folder, or its server does not answer.
       ShardError: the folder is not a finished dataset, or of a schema that this version does not read.
       RemoteError: the address is of a file system that cannot be reached.
     """
@@ -201,13 +206,13 @@ def read_info(data_dir: Address) -> DatasetInfo:
     except tf.errors.NotFoundError:
         if not tf.io.gfile.isdir(data_dir):
             else_wrong = ", or credentials or endpoint are wrong" if remote.is_remote(data_dir) else ""
-            raise ShardError(f"There is no folder {data_dir}{else_wrong}.") from None
+            raise UnreachableError(f"There is no folder {data_dir}{else_wrong}.") from None
         raise ShardError(
             f"{data_dir} has no {INFO_NAME}, so it is not a finished dataset. If its conversion was "
             "interrupted, run the same tools/convert_videos.py command again."
         ) from None
     except tf.errors.OpError as error:
-        raise ShardError(f"Cannot read {path}: {first_line(error)}.") from error
+        raise UnreachableError(f"Cannot read {path}: {first_line(error)}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ShardError(f"{path} is damaged ({error!r}). Convert the videos again.") from None
     if version != SCHEMA_VERSION:
@@ -260,26 +265,6 @@ def damage_in(error: tf.errors.OpError) -> str | None:
         error.message,
     )
     return found.group() if found else None
-
-
-@contextmanager
-def named_damage(data_dir: Address) -> Iterator[None]:
-    """Turns what TensorFlow says of a damaged record in the block into a ShardError with the next step."""
-    try:
-        yield
-    except (
-        tf.errors.DataLossError,
-        tf.errors.FailedPreconditionError,
-        tf.errors.InvalidArgumentError,
-    ) as error:
-        damage = damage_in(error)
-        if damage is None:
-            raise
-        raise ShardError(
-            f"A shard of {data_dir} is damaged ({damage}). tools/inspect_shards.py "
-            f"--data_dir={data_dir} --verify names every damaged record; the tools/convert_videos.py command "
-            "that made it repairs it."
-        ) from error
 
 
 def read_videos(data_dir: Address) -> Iterator[dict[str, str]]:

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from vidpipe import feature_cache, input_pipeline, shards
+from vidpipe import feature_cache, input_pipeline, remote, shard_cache, shards, verify
 from vidpipe.checkpoint import restore_checkpoint, save_checkpoint
 from vidpipe.config import TrainConfig, differences, to_dict
 from vidpipe.model import (
@@ -87,8 +87,12 @@ def train(config: TrainConfig) -> TrainResult:
       TrainError: the run folder has other settings, a GPU precision is asked for without a GPU, or the
         loss is no number any more.
       ShardError, BackboneError, ModelError: the dataset, the weights or the head are at fault.
+      ShardCacheError, FeatureCacheError: copies or features cannot be written.
     """
-    info = shards.read_info(config.data_dir)
+    source = config.data_dir
+    with verify.named_damage(source):
+        data_dir = shard_cache.open_dataset(source, config.cache_dir)
+        info = shards.read_info(data_dir)
     run_dir = Path(config.run_dir)
     settings = _run_settings(run_dir, config, info)
     finished = run_dir / "metrics.json"
@@ -96,8 +100,12 @@ def train(config: TrainConfig) -> TrainResult:
         _log.info("%s is finished: it has a metrics.json. Nothing to do.", run_dir)
         return TrainResult(run_dir, json.loads(finished.read_text(encoding="utf-8")))
 
-    for split in ("train", "val") if info.num_clips("val") else ("train",):
-        shards.shard_paths(config.data_dir, info, split)
+    # From here on the data are where they are read from.
+    config = replace(config, data_dir=data_dir)
+    with verify.named_damage(source):
+        for split in ("train", "val") if info.num_clips("val") else ("train",):
+            shard_cache.fetch_shards(source, data_dir, info, split)
+            shards.shard_paths(data_dir, info, split)
     precision = resolve_precision(config.precision)
     if not tf.config.list_physical_devices("GPU"):
         # Threads on a CPU add up gradients in any order; this makes a resumed run equal to the bit.
@@ -109,7 +117,7 @@ def train(config: TrainConfig) -> TrainResult:
     optimizer = keras.optimizers.Adam(config.learning_rate)
     if precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    with shards.named_damage(config.data_dir):
+    with verify.named_damage(data_dir, source):
         batches = _batches(config, info, model)
     optimizer.build(batches.model.trainable_variables)
     _log.info(
@@ -120,7 +128,7 @@ def train(config: TrainConfig) -> TrainResult:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         shards.write_text(run_dir / "config.json", json.dumps(settings, indent=2) + "\n")
-        with shards.named_damage(config.data_dir):
+        with verify.named_damage(data_dir, source):
             return _Loop(config, info, model, optimizer, batches).run()
     except OSError as error:
         raise TrainError(f"Cannot write to {run_dir}: {error.strerror}. What it holds is kept.") from error
@@ -297,8 +305,11 @@ def _batches(config: TrainConfig, info: shards.DatasetInfo, model: FusedModel) -
         _log.info("Clips come in the order of the tf.data service at %s.", config.data_service)
     seed, batch_size, data_dir = config.seed, config.batch_size, config.data_dir
     if config.can_cache_features and config.cache_features != "off":
+        kept_in = config.run_dir if remote.is_remote(data_dir) else data_dir
         tables = {
-            split: feature_cache.cached_features(model.encoder, data_dir, info, split, _encode_batch(config))
+            split: feature_cache.cached_features(
+                model.encoder, data_dir, info, split, _encode_batch(config), kept_in
+            )
             for split in ("train", "val")
             if info.num_clips(split) > 0
         }
@@ -362,7 +373,7 @@ def _run_settings(run_dir: Path, config: TrainConfig, info: shards.DatasetInfo) 
         return settings
     except (json.JSONDecodeError, OSError) as error:
         raise TrainError(f"{path} cannot be read ({error}). Choose another run_dir.") from None
-    places = {"run_dir": None, "data_dir": None}
+    places = {"run_dir": None, "data_dir": None, "cache_dir": None}
     changed = differences(earlier | places, settings | places)
     if changed:
         raise TrainError(

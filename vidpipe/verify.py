@@ -1,17 +1,22 @@
-"""Reads a dataset from end to end and names everything that is wrong with it, by shard and position."""
+"""Reads a dataset from end to end and names all that is wrong with it, by shard, position and video."""
 
 import functools
 import itertools
+import logging
 import posixpath
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import tensorflow as tf
 
-from vidpipe import records, shards
+from vidpipe import records, remote, shards
 from vidpipe.config import fingerprint, to_dict
 from vidpipe.progress import Progress
 from vidpipe.spec import SPLITS
+
+_log = logging.getLogger(__name__)
 
 
 def verify(data_dir: str) -> Iterator[str]:
@@ -33,15 +38,109 @@ def verify(data_dir: str) -> Iterator[str]:
     for name in shards.shard_names_in(data_dir):
         if name not in listed:
             yield f"{name}: does not belong to the dataset"
-    expected: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for row in rows:
-        expected[row["shard"]].append(row)
+    expected = _rows_by_shard(rows)
     owner = {shard.sha256: name for name, shard in listed.items()}
     with Progress("Verifying", sum(info.num_clips(split) for split in SPLITS), "clips") as progress:
         for name, shard in listed.items():
             address = posixpath.join(data_dir, name)
             yield from _check_shard(address, shard, info, expected[name], owner)
             progress.advance(shard.clips)
+
+
+@contextmanager
+def named_damage(data_dir: str, copy_of: str | None = None) -> Iterator[None]:
+    """Says which record it was when TensorFlow, in the block, cannot read one of `data_dir`.
+
+    Its own error names neither record nor shard. They are looked for only then, so reading costs no more.
+
+    Args:
+      data_dir: the dataset that is read.
+      copy_of: the remote dataset, where `data_dir` is the folder of its copies.
+
+    Raises:
+      ShardError: in place of what TensorFlow raised of a damaged record, or of a remote address that cannot
+        be read any more. Errors of another kind pass.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        damage = shards.damage_in(error)
+        if damage is not None:
+            raise shards.ShardError(_describe(data_dir, copy_of, damage)) from error
+        if remote.is_remote(copy_of or data_dir) and _is_from_reading(error):
+            raise _remote_failure(copy_of or data_dir, error) from error
+        raise
+
+
+def _describe(data_dir: str, copy_of: str | None, damage: str) -> str:
+    _log.warning("A record of %s cannot be read (%s); looking for it.", data_dir, damage)
+    try:
+        found = find_damage(data_dir)
+    except tf.errors.OpError as error:
+        raise _remote_failure(data_dir, error) from error
+    if found is None:
+        return (
+            f"{data_dir} could not be read ({damage}), but read again every record is whole. Run the same "
+            "command again; training goes on from its last checkpoint."
+        )
+    if copy_of is not None and copy_of != data_dir:
+        return (
+            f"A copy of {copy_of} in {data_dir} is damaged: {found}. Run the same command again: it copies "
+            "that shard anew, and training goes on from its last checkpoint."
+        )
+    return (
+        f"A shard of {data_dir} is damaged: {found}. tools/inspect_shards.py --data_dir={data_dir} --verify "
+        "names every damaged record; the tools/convert_videos.py command that made it repairs it."
+    )
+
+
+def _remote_failure(data_dir: str, error: tf.errors.OpError) -> shards.ShardError:
+    reason = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", shards.first_line(error)).strip(" :")
+    return shards.ShardError(
+        f"{data_dir} cannot be read any more ({reason}). When it can be reached again, run "
+        "the same command; training goes on from its last checkpoint."
+    )
+
+
+def _is_from_reading(error: tf.errors.OpError) -> bool:
+    """Whether an error comes out of a dataset, or of tf.io.gfile, and not out of the model's step."""
+    # Operations stand in double braces; tf.io.gfile names none.
+    return "IteratorGetNext" in error.message or "{{" not in error.message
+
+
+def find_damage(data_dir: str) -> str | None:
+    """Looks for the first record that cannot be read, in the shards that are there.
+
+    Shards whose sha256 is wrong are read first: a digest takes a tenth of the time that decoding does.
+
+    Returns:
+      Its shard, position, video and what is wrong, as `verify` says it; None when every record can be read.
+
+    Raises:
+      tf.errors.OpError: a file cannot be read at all.
+    """
+    info = shards.read_info(data_dir)
+    expected = _rows_by_shard(list(shards.read_videos(data_dir)))
+
+    def is_whole(shard: shards.ShardInfo) -> bool:
+        address = posixpath.join(data_dir, shard.name)
+        return shards.sha256_of(address) == shard.sha256
+
+    listed = [shard for split in SPLITS for shard in info.splits[split]]
+    present = set(shards.shard_names_in(data_dir))
+    for shard in sorted((shard for shard in listed if shard.name in present), key=is_whole):
+        address = posixpath.join(data_dir, shard.name)
+        for problem in _check_records(address, shard, info, expected[shard.name]):
+            return problem
+    return None
+
+
+def _rows_by_shard(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
+    """The rows of videos.csv of each shard, in the order of its records."""
+    expected: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for row in rows:
+        expected[row["shard"]].append(row)
+    return expected
 
 
 def _check_info(data_dir: str, info: shards.DatasetInfo) -> Iterator[str]:
@@ -86,25 +185,37 @@ def _check_shard(
         yield f"{shard.name}: its sha256 is not that of {shards.INFO_NAME}"
     if size != shard.bytes:
         yield f"{shard.name}: {size} bytes instead of {shard.bytes}"
+    yield from _check_records(address, shard, info, rows)
+
+
+def _check_records(
+    address: str, shard: shards.ShardInfo, info: shards.DatasetInfo, rows: list[dict[str, str]]
+) -> Iterator[str]:
+    def place(position: int) -> str:
+        video = f", {rows[position]['video_id']}" if position < len(rows) else ""
+        return f"{shard.name}, position {position}{video}"
+
     read = tf.data.TFRecordDataset(address).map(
         functools.partial(_read_record, encoding=info.encoding), num_parallel_calls=tf.data.AUTOTUNE
     )
     records_read = iter(read)
     for position in itertools.count():
-        where = f"{shard.name}, position {position}"
         try:
             record = next(records_read)
         except StopIteration:
             break
         except tf.errors.DataLossError as error:
-            yield f"{where}: {shards.damage_in(error)}; what follows is lost"
+            yield f"{place(position)}: {shards.damage_in(error)}; what follows is lost"
             return
         except tf.errors.InvalidArgumentError as error:
-            yield f"{where}: cannot be decoded ({shards.damage_in(error) or error.message})"
+            yield f"{place(position)}: cannot be decoded ({shards.damage_in(error) or error.message})"
             continue
+        where = f"{shard.name}, position {position}"
         yield from _check_record(record, where, info, rows[position] if position < len(rows) else None)
-    if position != shard.clips:
-        yield f"{shard.name}: ends after {position} of {shard.clips} clips"
+    if position < shard.clips:
+        yield f"{place(position)}: the shard ends after {position} of {shard.clips} clips"
+    elif position > shard.clips:
+        yield f"{shard.name}: holds {position} clips instead of {shard.clips}"
 
 
 def _read_record(example: tf.Tensor, encoding: str) -> dict[str, tf.Tensor]:
