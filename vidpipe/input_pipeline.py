@@ -102,15 +102,14 @@ def train_dataset(
     def read(example: tf.Tensor) -> _Clip:
         clip = records.parse_clip(example)
         seeds = tf.random.experimental.stateless_split(augment.clip_seed(seed, epoch, clip["video_id"]), 4)
-        stored = tf.size(clip["encoded_frames"])
-        positions = tf.range(stored)
+        encoded = clip["encoded_frames"]
         if num_frames is not None:
-            positions = augment.segment_positions(stored, num_frames, seeds[0])
+            encoded = tf.gather(encoded, augment.segment_positions(tf.size(encoded), num_frames, seeds[0]))
+        frames = records.decode_frames(encoded, info.encoding, clip["height"], clip["width"])
         if "crop" in parts:
-            window = augment.random_window(clip["height"], clip["width"], seeds[1])
+            frames = _cut(frames, augment.random_window(clip["height"], clip["width"], seeds[1]), spec)
         else:
-            window = augment.side_window(clip["height"], clip["width"], spec.height, 0, 1)
-        frames = _read_frames(clip, positions, window, info.encoding, spec)
+            frames = _square(frames, spec)
         if "flip" in parts:
             frames = augment.flip(frames, seeds[2])
         if "colour" in parts:
@@ -207,10 +206,11 @@ def eval_dataset(
     def read(view: tf.Tensor, example: tf.Tensor) -> _Clip:
         clip = records.parse_clip(example)
         view = tf.cast(view, tf.int32)
-        stored = tf.size(clip["encoded_frames"])
-        positions = augment.view_positions(stored, spec.num_frames, view // num_crops, num_clips)
-        window = augment.side_window(clip["height"], clip["width"], spec.height, view % num_crops, num_crops)
-        frames = _read_frames(clip, positions, window, info.encoding, spec)
+        encoded = clip["encoded_frames"]
+        positions = augment.view_positions(tf.size(encoded), spec.num_frames, view // num_crops, num_clips)
+        encoded = tf.gather(encoded, positions)
+        frames = records.decode_frames(encoded, info.encoding, clip["height"], clip["width"])
+        frames = _square(frames, spec, view % num_crops, num_crops)
         return _padded_clip(frames, clip["label"], spec)
 
     steps = math.ceil(info.num_clips(split) * num_views / batch_size)
@@ -227,9 +227,8 @@ def centre_view(frames: tf.Tensor, spec: ClipSpec) -> tf.Tensor:
     Returns:
       uint8 [n', height, width, 3], n' <= T, the centre of each frame.
     """
-    count, height, width = tf.unstack(tf.shape(frames)[:3])
-    positions = augment.view_positions(count, spec.num_frames, 0, 1)
-    return _cut(tf.gather(frames, positions), augment.side_window(height, width, spec.height, 0, 1), spec)
+    positions = augment.view_positions(tf.shape(frames)[0], spec.num_frames, 0, 1)
+    return _square(tf.gather(frames, positions), spec)
 
 
 def pad_clip(frames: tf.Tensor, num_frames: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -277,26 +276,24 @@ def _decoded(examples: tf.data.Dataset, read: Callable) -> tf.data.Dataset:
     return examples.map(read, num_parallel_calls=tf.data.AUTOTUNE).with_options(options)
 
 
-def _read_frames(
-    clip: dict[str, tf.Tensor], positions: tf.Tensor, window: tf.Tensor, encoding: str, spec: ClipSpec
-) -> tf.Tensor:
-    """Decodes the frames at these positions and no others, and cuts the window out of them."""
-    encoded = tf.gather(clip["encoded_frames"], positions)
-    frames = records.decode_frames(encoded, encoding, clip["height"], clip["width"])
-    return _cut(frames, window, spec)
+def _square(frames: tf.Tensor, spec: ClipSpec, crop: tf.Tensor | int = 0, num_crops: int = 1) -> tf.Tensor:
+    """`augment.side_window` of all frames; nothing is copied of frames that are square already."""
+    height, width = tf.unstack(tf.shape(frames)[1:3])
+
+    def cut() -> tf.Tensor:
+        top, left, side, _ = tf.unstack(augment.side_window(height, width, spec.height, crop, num_crops))
+        return frames[:, top : top + side, left : left + side]
+
+    part = tf.cond((height == spec.height) & (width == spec.width), lambda: frames, cut)
+    return tf.ensure_shape(part, [None, spec.height, spec.width, 3])
 
 
 def _cut(frames: tf.Tensor, window: tf.Tensor, spec: ClipSpec) -> tf.Tensor:
     """The window of all frames, in the model's size: uint8 [n, H, W, 3] to [n, height, width, 3]."""
     top, left, height, width = tf.unstack(window)
     part = frames[:, top : top + height, left : left + width]
-    size = (spec.height, spec.width)
-
-    def resized() -> tf.Tensor:
-        return tf.saturate_cast(tf.round(tf.image.resize(part, size)), tf.uint8)
-
-    part = tf.cond(tf.reduce_all(tf.equal(window[2:], size)), lambda: part, resized)
-    return tf.ensure_shape(part, [None, *size, 3])
+    resized = tf.image.resize(part, (spec.height, spec.width))
+    return tf.ensure_shape(tf.saturate_cast(tf.round(resized), tf.uint8), [None, spec.height, spec.width, 3])
 
 
 def _padded_clip(frames: tf.Tensor, label: tf.Tensor, spec: ClipSpec) -> _Clip:
