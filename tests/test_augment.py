@@ -108,3 +108,10 @@ def test_contrast_spreads_the_clip_about_its_mean() -> None:
         dark, light = augment.jitter_colours(tf.constant(clip), _seed(number)).numpy().mean(axis=(1, 2, 3))
         contrasts.append((light - dark) / 40 * 200 / (light + dark))
     assert 0.77 < min(contrasts) < 0.87 and 1.13 < max(contrasts) < 1.23
+
+
+def test_shares_follow_beta_of_alpha_and_alpha() -> None:
+    """Mean 1/2 and variance 1 / (4 (2 alpha + 1))."""
+    shares = np.array([augment.mixup_share(0.5, _seed(number)).numpy() for number in range(2000)])
+    assert shares.mean() == pytest.approx(0.5, abs=0.03)
+    assert shares.var() == pytest.approx(1 / 8, abs=0.01)

@@ -91,6 +91,11 @@ def test_the_size_of_the_stored_frames(
             lambda: TrainConfig("d", "r", num_frames=4, cache_features="on"),
             "sees the same frames in every epoch; .*num_frames=4",
         ),
+        (
+            lambda: TrainConfig("d", "r", mixup=0.2, cache_features="on"),
+            "sees the same frames in every epoch; .*mixup=0.2",
+        ),
+        (lambda: TrainConfig("d", "r", mixup=-1), "mixup must be 0 or more"),
         (lambda: TrainConfig("d", "r", augment="turn"), "augment must be one of none, flip"),
         (lambda: TrainConfig("d", "r", input_ram_gb=0), "input_ram_gb must be above 0"),
         (

@@ -159,6 +159,32 @@ def test_frames_are_drawn_one_from_each_segment_in_order(data_dir: str, info: sh
         assert {(a, c), (a, d), (b, c), (b, d)} <= drawn
 
 
+def test_mixed_clips_are_made_of_the_clips_of_their_batch(data_dir: str, info: shards.DatasetInfo) -> None:
+    """Eight clips in batches of three: what is in each, by the labels' shares; the last has one filler."""
+    plain = list(train_dataset(data_dir, info, 3, 1, 0))
+    mixed = list(train_dataset(data_dir, info, 3, 1, 0, mixup=0.4))
+    assert len(mixed) == 3
+    shares = []
+    for (inputs, label, weight), (mixed_inputs, soft, same_weight) in zip(plain, mixed, strict=True):
+        assert (weight.numpy() == same_weight.numpy()).all()
+        frames = inputs["frames"].numpy().astype(float)
+        for row in range(3):
+            if weight[row] == 0 or weight[row - 1] == 0:
+                assert (mixed_inputs["frames"][row].numpy() == frames[row]).all()
+                continue
+            assert soft[row].numpy().sum() == pytest.approx(1)
+            own, other = int(label[row]), int(label[row - 1])
+            if own == other:
+                continue
+            share = float(soft[row, own])
+            shares.append(share)
+            expected = share * frames[row] + (1 - share) * frames[row - 1]
+            np.testing.assert_allclose(mixed_inputs["frames"][row], expected, atol=0.51)
+            both = inputs["mask"][row].numpy() | inputs["mask"][row - 1].numpy()
+            assert (mixed_inputs["mask"][row].numpy() == both).all()
+    assert len(shares) >= 2 and len(set(shares)) == len(shares)
+
+
 @pytest.mark.parametrize("num_replicas", [2, 3, 5])
 @pytest.mark.parametrize("skip_batches", [0, 1])
 def test_replicas_share_the_epoch_batch_by_batch(

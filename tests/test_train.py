@@ -120,7 +120,7 @@ def test_the_cache_changes_no_loss(tmp_path: Path, finished: Path, train_config:
         np.testing.assert_allclose(uncached, cached, rtol=1e-4)
 
 
-DRAWN = {"fine_tune": "block5", "augment": "flip_crop_colour", "num_frames": 3}
+DRAWN = {"fine_tune": "block5", "augment": "flip_crop_colour", "mixup": 0.4, "num_frames": 3}
 
 
 @pytest.fixture(scope="module", params=[{}, DRAWN], ids=["frozen", "block5 and augmentation"])

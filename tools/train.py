@@ -29,6 +29,7 @@ _NUM_FRAMES = flags.DEFINE_integer(
     "num_frames", None, "Frames of each clip, drawn anew in each epoch; left out, all that are stored."
 )
 _AUGMENT = flags.DEFINE_enum("augment", TrainConfig.augment, AUGMENT, "What else is drawn anew.")
+_MIXUP = flags.DEFINE_float("mixup", TrainConfig.mixup, "Mix clips in pairs, by Beta(mixup, mixup).")
 _PRECISION = flags.DEFINE_enum(
     "precision", TrainConfig.precision, PRECISIONS, "auto takes the best that the device has."
 )
@@ -65,6 +66,7 @@ def main(arguments: list[str]) -> None:
         learning_rate=_LEARNING_RATE.value,
         num_frames=_NUM_FRAMES.value,
         augment=_AUGMENT.value,
+        mixup=_MIXUP.value,
         precision=_PRECISION.value,
         cache_features=_CACHE_FEATURES.value,
         data_service=_DATA_SERVICE.value,

@@ -1,4 +1,4 @@
-"""What is drawn anew for a clip each time it is read: frames, crop, mirror image, colours.
+"""What is drawn anew for a clip each time it is read: frames, crop, mirror image, colours, mixture.
 
 Every draw is a stateless function of (seed, epoch, video_id), made once per clip and applied to all of its
 frames, so that motion stays motion and a run can be repeated.
@@ -134,3 +134,44 @@ def jitter_colours(frames: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     grey = tf.reduce_sum(jittered * [0.299, 0.587, 0.114], axis=-1, keepdims=True)
     jittered = (jittered - grey) * saturation + grey
     return tf.saturate_cast(tf.round(jittered), tf.uint8)
+
+
+def mixup_share(alpha: float, seed: tf.Tensor) -> tf.Tensor:
+    """Draws how much of a clip is its own in `mix`: float32 [], of the distribution Beta(alpha, alpha)."""
+    own, other = tf.unstack(tf.random.stateless_gamma([2], seed, alpha))
+    return own / (own + other)
+
+
+def mix(
+    frames: tf.Tensor, mask: tf.Tensor, label: tf.Tensor, weight: tf.Tensor, share: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Mixes each clip of a batch with the one before it, the first with the last.
+
+    As mixup does (Zhang et al., ICLR 2018, arXiv:1710.09412); a pair with a filler is left as it is.
+
+    Args:
+      frames: uint8 [B, T, H, W, 3].
+      mask: bool [B, T].
+      label: float32 [B, C], a one for the class of each clip.
+      weight: float32 [B], 0 for a filler.
+      share: float32 [B], what is each clip's own.
+
+    Returns:
+      Frames and labels mixed alike, and a mask that is True where either clip has a frame.
+    """
+
+    def before(values: tf.Tensor) -> tf.Tensor:
+        return tf.roll(values, 1, axis=0)
+
+    share = tf.where(weight * before(weight) > 0, share, 1.0)
+
+    def blend(pair: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        own, other, own_share = pair
+        mixed = own_share * tf.cast(own, tf.float32) + (1 - own_share) * tf.cast(other, tf.float32)
+        return tf.saturate_cast(tf.round(mixed), tf.uint8)
+
+    # Clip by clip: as floats the whole batch would take four times its memory, twice.
+    mixed = tf.map_fn(blend, (frames, before(frames), share), fn_output_signature=tf.uint8)
+    column = share[:, tf.newaxis]
+    mask |= before(mask) & (column < 1)
+    return tf.ensure_shape(mixed, frames.shape), mask, column * label + (1 - column) * before(label)

@@ -182,6 +182,7 @@ class TrainConfig:
       learning_rate: of Adam.
       num_frames: frames that the model takes of a stored clip, drawn anew in each epoch; None for all.
       augment: what else is drawn anew: `flip`, `flip_crop` or `flip_crop_colour`.
+      mixup: above 0, clips are mixed in pairs with shares of Beta(mixup, mixup).
       precision: `auto` takes the best that the device has.
       cache_features: `auto` and `on` run a frozen backbone once per clip; `off` runs it in every epoch, as
         does `auto` where what it sees is drawn anew.
@@ -201,6 +202,7 @@ class TrainConfig:
     learning_rate: float = 1e-3
     num_frames: int | None = None
     augment: str = "none"
+    mixup: float = 0.0
     precision: str = "auto"
     cache_features: str = "auto"
     data_service: str | None = None
@@ -216,6 +218,8 @@ class TrainConfig:
         if not self.learning_rate > 0:
             raise ConfigError(f"learning_rate must be above 0; got {self.learning_rate}.")
         _check_choice("augment", self.augment, AUGMENT)
+        if not self.mixup >= 0:
+            raise ConfigError(f"mixup must be 0 or more; got {self.mixup}.")
         if self.data_service is not None and self.checkpoint_every is not None:
             raise ConfigError(
                 "checkpoint_every does not go with data_service: the order of its clips is its own, so a run "
@@ -226,13 +230,15 @@ class TrainConfig:
         if self.cache_features == "on" and not self.can_cache_features:
             raise ConfigError(
                 "cache_features=on needs a frozen backbone that sees the same frames in every epoch; got "
-                f"fine_tune={self.model.fine_tune}, augment={self.augment}, num_frames={self.num_frames}."
+                f"fine_tune={self.model.fine_tune}, augment={self.augment}, mixup={self.mixup:g}, "
+                f"num_frames={self.num_frames}."
             )
 
     @property
     def can_cache_features(self) -> bool:
         """Whether the backbone gives the same features in every epoch."""
-        return self.model.fine_tune == "none" and self.augment == "none" and self.num_frames is None
+        drawn_anew = self.augment != "none" or self.mixup > 0 or self.num_frames is not None
+        return self.model.fine_tune == "none" and not drawn_anew
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -42,6 +42,7 @@ def train_dataset(
     split: str = "train",
     num_frames: int | None = None,
     augmentation: str = "none",
+    mixup: float = 0.0,
     num_replicas: int = 1,
     replica: int = 0,
     service: str | None = None,
@@ -60,6 +61,8 @@ def train_dataset(
       num_frames: frames of each clip (T), one at random from each of T equal segments of the stored ones;
         None takes all that are stored.
       augmentation: one of `config.AUGMENT`.
+      mixup: above 0, clips of a batch are mixed in pairs with shares of Beta(mixup, mixup), and the labels
+        are float32 [B, C].
       num_replicas: how many share the epoch, a batch of B each per step; together they see every clip once.
       replica: which of them this is, from 0; all have the same number of batches.
       service: `host:port` of a tf.data service's dispatcher, whose workers decode and augment; they read the
@@ -101,7 +104,7 @@ def train_dataset(
 
     def read(example: tf.Tensor) -> _Clip:
         clip = records.parse_clip(example)
-        seeds = tf.random.experimental.stateless_split(augment.clip_seed(seed, epoch, clip["video_id"]), 4)
+        seeds = tf.random.experimental.stateless_split(augment.clip_seed(seed, epoch, clip["video_id"]), 5)
         encoded = clip["encoded_frames"]
         if num_frames is not None:
             encoded = tf.gather(encoded, augment.segment_positions(tf.size(encoded), num_frames, seeds[0]))
@@ -114,7 +117,10 @@ def train_dataset(
             frames = augment.flip(frames, seeds[2])
         if "colour" in parts:
             frames = augment.jitter_colours(frames, seeds[3])
-        return _padded_clip(frames, clip["label"], spec)
+        inputs, label, weight = _padded_clip(frames, clip["label"], spec)
+        if mixup > 0:
+            inputs["share"] = augment.mixup_share(mixup, seeds[4])
+        return inputs, label, weight
 
     clips = _decoded(examples, read)
     if service is not None:
@@ -123,7 +129,12 @@ def train_dataset(
         clips = clips.apply(tf.data.experimental.service.distribute(policy, f"grpc://{service}"))
         clips = clips.apply(tf.data.experimental.assert_cardinality(info.num_clips(split)))
     steps = math.ceil(info.num_clips(split) / step_clips) - skip_batches
-    batches = full_batches(clips, _filler(spec), steps, batch_size)
+    filler = _filler(spec)
+    if mixup > 0:
+        filler[0]["share"] = tf.constant(1.0)
+    batches = full_batches(clips, filler, steps, batch_size)
+    if mixup > 0:
+        batches = batches.map(_mixer(len(info.classes)))
     if ram_gb is not None:
         options = tf.data.Options()
         options.autotune.ram_budget = int(ram_gb * 2**30)
@@ -294,6 +305,16 @@ def _cut(frames: tf.Tensor, window: tf.Tensor, spec: ClipSpec) -> tf.Tensor:
     part = frames[:, top : top + height, left : left + width]
     resized = tf.image.resize(part, (spec.height, spec.width))
     return tf.ensure_shape(tf.saturate_cast(tf.round(resized), tf.uint8), [None, spec.height, spec.width, 3])
+
+
+def _mixer(num_classes: int) -> Callable:
+    def mix(inputs: dict[str, tf.Tensor], label: tf.Tensor, weight: tf.Tensor) -> _Clip:
+        frames, mask, mixed = augment.mix(
+            inputs["frames"], inputs["mask"], tf.one_hot(label, num_classes), weight, inputs["share"]
+        )
+        return {"frames": frames, "mask": mask}, mixed, weight
+
+    return mix
 
 
 def _padded_clip(frames: tf.Tensor, label: tf.Tensor, spec: ClipSpec) -> _Clip:

@@ -272,7 +272,11 @@ class _Loop:
     def _train_step_eagerly(self, inputs: dict[str, tf.Tensor], label: tf.Tensor, weight: tf.Tensor) -> None:
         with tf.GradientTape() as tape:
             logits = self._batches.model(inputs, training=True)
-            losses = keras.losses.sparse_categorical_crossentropy(label, logits, from_logits=True)
+            if label.shape.rank == 2:  # mixed
+                losses = keras.losses.categorical_crossentropy(label, logits, from_logits=True)
+                label = tf.argmax(label, axis=1)
+            else:
+                losses = keras.losses.sparse_categorical_crossentropy(label, logits, from_logits=True)
             loss = tf.reduce_sum(losses * weight) / tf.reduce_sum(weight)
             scaled = self._optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, self._batches.model.trainable_variables)
@@ -347,6 +351,7 @@ def _batches(config: TrainConfig, info: shards.DatasetInfo, model: FusedModel) -
             skip,
             num_frames=config.num_frames,
             augmentation=config.augment,
+            mixup=config.mixup,
             service=config.data_service,
             ram_gb=config.input_ram_gb,
         ),
