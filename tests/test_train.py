@@ -220,6 +220,17 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, train_config: Ma
 
 
 @pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="there is a GPU")
+def test_the_loss_of_a_mixed_clip_is_shared_by_its_classes() -> None:
+    logits = tf.constant([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]])
+    of_class = -np.log(tf.nn.softmax(logits).numpy())
+    hard = train.clip_losses(tf.constant([0, 2]), logits).numpy()
+    np.testing.assert_allclose(hard, [of_class[0, 0], of_class[1, 2]], rtol=1e-6)
+    mixed = train.clip_losses(tf.constant([[0.3, 0.0, 0.7], [0.0, 1.0, 0.0]]), logits).numpy()
+    np.testing.assert_allclose(
+        mixed, [0.3 * of_class[0, 0] + 0.7 * of_class[0, 2], of_class[1, 1]], rtol=1e-6
+    )
+
+
 def test_precision_without_a_gpu() -> None:
     assert train.resolve_precision("auto") == "float32"
     with pytest.raises(train.TrainError, match="--precision=mixed_float16 needs a GPU.*--precision=float32"):

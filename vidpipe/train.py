@@ -157,6 +157,21 @@ def resolve_precision(precision: str) -> str:
     )
 
 
+def clip_losses(label: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """The cross-entropy of each clip.
+
+    Args:
+      label: int32 [B], or float32 [B, C], the shares of the classes in mixed clips.
+      logits: float32 [B, C].
+
+    Returns:
+      float32 [B].
+    """
+    if label.shape.rank == 2:
+        return keras.losses.categorical_crossentropy(label, logits, from_logits=True)
+    return keras.losses.sparse_categorical_crossentropy(label, logits, from_logits=True)
+
+
 class _Loop:
     """One run: the traced steps and the variables they share."""
 
@@ -272,23 +287,20 @@ class _Loop:
     def _train_step_eagerly(self, inputs: dict[str, tf.Tensor], label: tf.Tensor, weight: tf.Tensor) -> None:
         with tf.GradientTape() as tape:
             logits = self._batches.model(inputs, training=True)
-            if label.shape.rank == 2:  # mixed
-                losses = keras.losses.categorical_crossentropy(label, logits, from_logits=True)
-                label = tf.argmax(label, axis=1)
-            else:
-                losses = keras.losses.sparse_categorical_crossentropy(label, logits, from_logits=True)
+            losses = clip_losses(label, logits)
             loss = tf.reduce_sum(losses * weight) / tf.reduce_sum(weight)
             scaled = self._optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, self._batches.model.trainable_variables)
         self._optimizer.apply(gradients)
         self._loss.update_state(losses, sample_weight=weight)
-        self._accuracy.update_state(label, logits, sample_weight=weight)
+        most = tf.argmax(label, axis=1) if label.shape.rank == 2 else label
+        self._accuracy.update_state(most, logits, sample_weight=weight)
 
     def _eval_step_eagerly(
         self, inputs: dict[str, tf.Tensor], label: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         logits = self._batches.model(inputs, training=False)
-        return logits, keras.losses.sparse_categorical_crossentropy(label, logits, from_logits=True)
+        return logits, clip_losses(label, logits)
 
     def _keep_best(self, row: dict[str, Any]) -> None:
         """Saves model.keras where the validation loss is the lowest so far; every time without validation."""
