@@ -96,6 +96,10 @@ def test_the_size_of_the_stored_frames(
             "sees the same frames in every epoch; .*mixup=0.2",
         ),
         (lambda: TrainConfig("d", "r", mixup=-1), "mixup must be 0 or more"),
+        (
+            lambda: TrainConfig("d", "r", data_service="h:1"),
+            "data_service has nothing to do .*cache_features=off",
+        ),
         (lambda: TrainConfig("d", "r", augment="turn"), "augment must be one of none, flip"),
         (lambda: TrainConfig("d", "r", input_ram_gb=0), "input_ram_gb must be above 0"),
         (

@@ -95,6 +95,20 @@ def test_the_views_of_a_video_are_averaged(data_dir: str, info: shards.DatasetIn
     assert (evaluation.metrics["num_clips"], evaluation.metrics["views"]) == (6, 2)
 
 
+@pytest.mark.parametrize(
+    ("num_clips", "num_crops", "message"),
+    [
+        (1, 3, "square frames, so num_crops=3 .*--resize=short_side"),
+        (2, 1, "takes all 4 stored frames, so num_clips=2 .*--num_frames"),
+    ],
+)
+def test_views_that_would_not_differ_are_refused(
+    run_dir: Path, data_dir: str, num_clips: int, num_crops: int, message: str
+) -> None:
+    with pytest.raises(evaluate.EvaluateError, match=message):
+        evaluate.evaluate(str(run_dir), data_dir, "test", 8, num_clips, num_crops)
+
+
 def test_other_classes_and_other_clips_are_refused(run_dir: Path, data_dir: str, tmp_path: Path) -> None:
     model, card = load_model(run_dir / "model.keras")
     for wrong, message in [

@@ -225,6 +225,11 @@ class TrainConfig:
                 "checkpoint_every does not go with data_service: the order of its clips is its own, so a run "
                 "goes on from the end of an epoch only."
             )
+        if self.data_service is not None and self.can_cache_features and self.cache_features != "off":
+            raise ConfigError(
+                "data_service has nothing to do where a frozen backbone's features are computed once: draw "
+                "clips anew (augment), train the backbone (fine_tune), or set cache_features=off."
+            )
         if self.input_ram_gb is not None and not self.input_ram_gb > 0:
             raise ConfigError(f"input_ram_gb must be above 0; got {self.input_ram_gb}.")
         if self.cache_features == "on" and not self.can_cache_features:

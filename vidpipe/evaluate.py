@@ -59,7 +59,8 @@ def evaluate(
       cache_dir: a remote data_dir is copied here once; None reads it from where it lies.
 
     Raises:
-      EvaluateError: the classes or the clips' shape are not those the model was trained on.
+      EvaluateError: the classes or the clips' shape are not those the model was trained on, or the views
+        would not differ.
       ModelError, ShardError: the model or the dataset cannot be read.
     """
     model, card = load_model(Path(run_dir) / "model.keras")
@@ -74,6 +75,16 @@ def evaluate(
         )
     if info.clip.model_spec(card.num_frames) != card.spec:
         raise EvaluateError(f"The model takes {card.spec}; {data_dir} holds {info.clip.model_spec()}.")
+    if num_crops > 1 and info.clip.resize == "crop":
+        raise EvaluateError(
+            f"{data_dir} holds square frames, so num_crops={num_crops} views would all be the same. "
+            "Convert with --resize=short_side for more."
+        )
+    if num_clips > 1 and card.spec.num_frames == info.clip.num_frames:
+        raise EvaluateError(
+            f"The model takes all {info.clip.num_frames} stored frames, so num_clips={num_clips} views would "
+            "all be the same. Train with --num_frames below that for more."
+        )
     views = (card.num_frames, num_clips, num_crops)
     with verify.named_damage(data_dir):
         shard_cache.fetch_shards(data_dir, folder, info, split)
