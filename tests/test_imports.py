@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     "spec", "sampling", "config", "manifest", "video", "records", "remote", "shards", "progress", "convert",
     "convert_beam", "verify", "shard_cache", "augment", "input_pipeline", "report", "backbone", "model",
-    "feature_cache",
+    "memory", "feature_cache",
     "checkpoint", "train", "evaluate", "predict",
 )  # fmt: skip
 SHARED = {"spec", "sampling", "config", "records", "remote", "shards", "progress", "video"}
