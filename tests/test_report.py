@@ -127,6 +127,7 @@ def test_colours_are_shares_of_the_row_and_numbers_are_counts() -> None:
     cells, others = _cells(few, 3), _cells(many, 3)
     for found in (cells, others):
         np.testing.assert_allclose(found[:, :, 0, 0], expected, atol=2)
+        assert (found[1] == NONE_OF_ROW).all()
         # White on dark, black on light.
         assert found[2, 2].min(axis=-1).max() > 200
         assert found[0, 0].max(axis=-1).min() < 60
