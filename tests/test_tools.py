@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 TOOLS = Path(__file__).parents[1] / "tools"
@@ -122,6 +123,17 @@ def test_the_whole_path_through_the_tools(tmp_path: Path, videos: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     metrics = json.loads((run_dir / "eval_test" / "metrics.json").read_text())
     assert f"test accuracy {metrics['accuracy']:.4f} of 6 clips" in ended.stdout
+
+    ended = run_tool(
+        "export.py", f"--data_dir={records}", f"--run_dir={run_dir}", "--split=val", "--format=features",
+        f"--output={tmp_path}/val.npz",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == f"{tmp_path}/val.npz: 2 val clips of up to 4 frames, 512 features each.\n"
+    with np.load(tmp_path / "val.npz", allow_pickle=False) as arrays:
+        assert arrays["features"].shape == (2, 4, 512)
+        names = arrays["classes"][arrays["label"]].tolist()
+        assert names == [video_id.split("/")[1] for video_id in arrays["video_id"]]
 
     shard = next(records.glob("test-*"))
     whole = shard.read_bytes()

@@ -1,7 +1,7 @@
 """Metrics of a split: a run's model and a dataset give metrics.json, predictions.csv and a report."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from sklearn import metrics as sk
 
 from vidpipe import input_pipeline, shard_cache, shards, verify
-from vidpipe.model import load_model
+from vidpipe.model import ModelCard, load_model
 from vidpipe.progress import Progress
 from vidpipe.spec import VidpipeError
 
@@ -67,14 +67,7 @@ def evaluate(
     with verify.named_damage(data_dir):
         folder = shard_cache.open_dataset(data_dir, cache_dir)
         info = shards.read_info(folder)
-    if info.classes != card.classes:
-        odd = sorted(set(info.classes) ^ set(card.classes)) or ["the same ones in another order"]
-        raise EvaluateError(
-            f"The model knows {len(card.classes)} classes and {data_dir} has {len(info.classes)}; "
-            f"they differ in {', '.join(odd)}. Evaluate on a dataset of the training classes."
-        )
-    if info.clip.model_spec(card.num_frames) != card.spec:
-        raise EvaluateError(f"The model takes {card.spec}; {data_dir} holds {info.clip.model_spec()}.")
+    check_dataset(card, info, data_dir)
     if num_crops > 1 and info.clip.resize == "crop":
         raise EvaluateError(
             f"{data_dir} holds square frames, so num_crops={num_crops} views would all be the same. "
@@ -91,11 +84,7 @@ def evaluate(
         rows = shards.clip_rows(folder, split)
     with verify.named_damage(folder, data_dir):
         labels, probabilities = _predict_split(model, folder, info, split, batch_size, views)
-    if [info.classes[label] for label in labels] != [row["label"] for row in rows]:
-        raise EvaluateError(
-            f"{data_dir}: {shards.VIDEOS_NAME} does not describe these {split} shards. "
-            "Convert the videos again."
-        )
+    check_rows(rows, labels, info, data_dir)
     output = Path(run_dir) / f"eval_{split}"
     output.mkdir(exist_ok=True)
     metrics = {"split": split, "views": num_clips * num_crops} | compute_metrics(
@@ -112,6 +101,42 @@ def evaluate(
     shards.write_text(output / "classification_report.txt", text)
     shards.write_text(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return Evaluation(output, metrics, text)
+
+
+def check_dataset(card: ModelCard, info: shards.DatasetInfo, data_dir: str) -> None:
+    """Refuses a dataset that a model was not trained for.
+
+    Raises:
+      EvaluateError: its classes or its clips' shape are not the model's.
+    """
+    if info.classes != card.classes:
+        odd = sorted(set(info.classes) ^ set(card.classes)) or ["the same ones in another order"]
+        raise EvaluateError(
+            f"The model knows {len(card.classes)} classes and {data_dir} has {len(info.classes)}; "
+            f"they differ in {', '.join(odd)}. Take a dataset of the training classes."
+        )
+    if info.clip.model_spec(card.num_frames) != card.spec:
+        raise EvaluateError(f"The model takes {card.spec}; {data_dir} holds {info.clip.model_spec()}.")
+
+
+def check_rows(
+    rows: Sequence[Mapping[str, str]], labels: np.ndarray, info: shards.DatasetInfo, data_dir: str
+) -> None:
+    """Refuses rows of videos.csv that are not those of the clips that were read.
+
+    Args:
+      rows: of `shards.clip_rows`.
+      labels: int [N], of the clips, in the order of the records.
+      info: the dataset.
+      data_dir: its name in the message.
+
+    Raises:
+      EvaluateError: their number or labels differ.
+    """
+    if [info.classes[label] for label in labels] != [row["label"] for row in rows]:
+        raise EvaluateError(
+            f"{data_dir}: {shards.VIDEOS_NAME} does not describe these shards. Convert the videos again."
+        )
 
 
 def compute_metrics(

@@ -1,19 +1,31 @@
-"""Pictures to look at: the only importer of matplotlib."""
+"""Pictures to look at: the only importer of matplotlib.
 
+Figures are drawn without pyplot, which would keep each until it is closed, and choose a window to show it in.
+"""
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from vidpipe import input_pipeline, shards
 from vidpipe.spec import SPLITS
 
+_DPI = 110
 _CLIPS_PER_SPLIT = 6
 _FRAMES_PER_CLIP = 8
+_TITLE_CHARACTERS, _NAME_CHARACTERS = 50, 32
+_MARK_COLOUR = "0.45"
+_NUMBERED_CLASSES = 20
+# Inches: a cell with a number, a cell with room for its name, and the side from which cells shrink.
+_NUMBERED_CELL, _NAMED_CELL, _LARGEST_MATRIX = 0.42, 0.13, 16.0
 
 
 def contact_sheet(data_dir: str, path: Path) -> None:
@@ -26,17 +38,152 @@ def contact_sheet(data_dir: str, path: Path) -> None:
         rows = shards.clip_rows(data_dir, split)[:_CLIPS_PER_SPLIT]
         ((inputs, _, _), *_) = input_pipeline.eval_dataset(data_dir, info, len(rows), split).take(1)
         for row, frames, mask in zip(rows, inputs["frames"].numpy(), inputs["mask"].numpy(), strict=True):
-            clips.append((f"{split}: {row['label']}\n{row['video_id']}", frames[mask]))
+            clips.append((f"{split}: {row['label']}\n{row['video_id']}", "black", frames[mask]))
+    _write_png(_clip_rows(clips), path)
+
+
+def predicted_clips_image(
+    frames: np.ndarray, mask: np.ndarray, titles: Sequence[str], wrong: Sequence[bool]
+) -> np.ndarray:
+    """Draws what a model says of some clips: a row each, up to 8 frames and a title.
+
+    Args:
+      frames: uint8 [N, T, H, W, 3], RGB, N >= 1.
+      mask: bool [N, T], True for at least one frame of each clip; the others are not drawn.
+      titles: N, such as "Punch, predicted PushUps 0.81".
+      wrong: N; the titles of wrong predictions are red.
+
+    Returns:
+      uint8 [H', W', 3], RGB.
+    """
+    clips = [
+        (title, "firebrick" if is_wrong else "black", clip[real])
+        for title, is_wrong, clip, real in zip(titles, wrong, frames, mask, strict=True)
+    ]
+    return _pixels(_clip_rows(clips))
+
+
+def confusion_matrix_image(counts: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """Draws a confusion matrix, the darker a cell the larger its share of the row.
+
+    Up to 20 classes the counts stand in the cells; of very many classes every second, third ... is named.
+
+    Args:
+      counts: int [C, C], rows are true classes, columns predicted ones.
+      classes: the C names.
+
+    Returns:
+      uint8 [H, W, 3], RGB, larger for more classes and at most some 2100 pixels a side.
+    """
+    num_classes = len(classes)
+    numbered = num_classes <= _NUMBERED_CLASSES
+    side = min(num_classes * (_NUMBERED_CELL if numbered else _NAMED_CELL), _LARGEST_MATRIX)
+    names = [name[:_NAME_CHARACTERS] for name in classes]
+    font_size = 8.0 if numbered else 6.5
+    # A letter is some 0.6 of its font size wide, and 72 points are an inch.
+    margin = 0.5 + max(map(len, names)) * font_size * 0.6 / 72
+    whole = margin + side + 0.1
+    figure = Figure((whole, whole), _DPI)
+    axes = figure.add_axes((margin / whole, 0.1 / whole, side / whole, side / whole))
+    share = counts / counts.sum(axis=1, keepdims=True).clip(1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    named = range(0, num_classes, math.ceil(num_classes * _NAMED_CELL / _LARGEST_MATRIX))
+    for set_ticks, rotation in ((axes.set_xticks, 90), (axes.set_yticks, 0)):
+        # parse_math: a dollar sign in a name is one.
+        set_ticks(named, [names[i] for i in named], fontsize=font_size, rotation=rotation, parse_math=False)
+    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    axes.set_xlabel("predicted", color=_MARK_COLOUR)
+    axes.set_ylabel("true", color=_MARK_COLOUR)
+    axes.xaxis.set_label_position("top")
+    axes.spines[:].set_color(_MARK_COLOUR)
+    if numbered:
+        for (row, column), count in np.ndenumerate(counts):
+            if count > 0:
+                colour = "white" if share[row, column] > 0.5 else "black"
+                axes.text(column, row, count, color=colour, fontsize=7, ha="center", va="center")
+    return _pixels(figure)
+
+
+def learning_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Writes a PNG of a run: loss, accuracy and learning rate over the epochs, the best epoch marked.
+
+    The best epoch is that of the lowest validation loss, and without validation the last: the one whose
+    weights the run keeps.
+
+    Args:
+      history: a row per epoch, at least one, with `epoch`, `loss`, `accuracy`, `val_loss`, `val_accuracy` and
+        `learning_rate`; without a validation split `val_loss` and `val_accuracy` are None.
+      path: where the PNG goes; it appears there when it is whole.
+    """
+    has_val = history[-1]["val_loss"] is not None
+    best = min(history, key=lambda row: row["val_loss"]) if has_val else history[-1]
+    figure = Figure((8, 7.2), _DPI, layout="constrained")
+    loss_axes, accuracy_axes, rate_axes = figure.subplots(
+        3, sharex=True, gridspec_kw={"height_ratios": [4, 4, 1.2]}
+    )
+    for axes, name in ((loss_axes, "loss"), (accuracy_axes, "accuracy")):
+        _draw_curve(axes, history, name, "tab:blue", "train")
+        if has_val:
+            _draw_curve(axes, history, f"val_{name}", "tab:orange", "val")
+        marked = f"val_{name}" if has_val else name
+        axes.plot(best["epoch"], best[marked], "o", markersize=9, fillstyle="none", color="black")
+        which = f"{'best' if has_val else 'last'} epoch {best['epoch']}"
+        axes.set_title(name.capitalize(), loc="left")
+        axes.set_title(f"{which}: {marked.replace('_', ' ')} {best[marked]:.3f}", fontsize=9)
+        # Above the panel, where it hides no curve.
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2, frameon=False)
+    accuracy_axes.set_ylim(top=1.02)
+    _draw_curve(rate_axes, history, "learning_rate", "tab:green")
+    highest = max(row["learning_rate"] for row in history)
+    rate_axes.set_yticks([0, highest], ["0", f"{highest:.2g}"])
+    rate_axes.set_title("Learning rate", loc="left", fontsize=9)
+    rate_axes.set_xlabel("Epoch")
+    rate_axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    beside = max(0.5, 0.02 * len(history))
+    rate_axes.set_xlim(history[0]["epoch"] - beside, history[-1]["epoch"] + beside)
+    for axes in figure.axes:
+        axes.set_ylim(bottom=0)
+        axes.axvline(best["epoch"], color=_MARK_COLOUR, linewidth=1, linestyle=":")
+        axes.grid(linewidth=0.5, alpha=0.4)
+        axes.spines[["top", "right"]].set_visible(False)
+    _write_png(figure, path)
+
+
+def _draw_curve(
+    axes: Axes, history: Sequence[Mapping[str, Any]], column: str, colour: str, label: str | None = None
+) -> None:
+    # One epoch makes no line, and many dots make no curve.
+    marker = "." if len(history) <= 40 else ""
+    epochs, values = [row["epoch"] for row in history], [row[column] for row in history]
+    axes.plot(epochs, values, color=colour, label=label, marker=marker)
+
+
+def _clip_rows(clips: Sequence[tuple[str, str, np.ndarray]]) -> Figure:
+    """A row per clip: its title, in a colour, and some of its frames, uint8 [n, H, W, 3], n >= 1."""
     size = (1.1 * _FRAMES_PER_CLIP + 3.2, 1.2 * len(clips))
-    figure, grid = plt.subplots(len(clips), _FRAMES_PER_CLIP, figsize=size, squeeze=False)
-    for axes, (title, frames) in zip(grid, clips, strict=True):
+    figure = Figure(size, _DPI)
+    grid = figure.subplots(len(clips), _FRAMES_PER_CLIP, squeeze=False)
+    for row, (title, colour, frames) in zip(grid, clips, strict=True):
         chosen = np.unique(np.linspace(0, len(frames) - 1, _FRAMES_PER_CLIP).round().astype(int))
-        for axis in axes:
-            axis.set_axis_off()
-        for axis, index in zip(axes, chosen, strict=False):
-            axis.imshow(frames[index])
-            axis.set_title(str(index), fontsize=6, pad=1)
-        axes[0].text(-0.1, 0.5, title, transform=axes[0].transAxes, ha="right", va="center", fontsize=7)
+        for axes in row:
+            axes.set_axis_off()
+        for axes, index in zip(row, chosen, strict=False):
+            axes.imshow(frames[index])
+            axes.set_title(str(index), fontsize=6, pad=1)
+        lines = "\n".join(textwrap.fill(line, _TITLE_CHARACTERS) for line in title.splitlines())
+        text = row[0].text(-0.1, 0.5, lines, transform=row[0].transAxes, ha="right", va="center", fontsize=7)
+        text.set(color=colour, parse_math=False)
     figure.subplots_adjust(left=3.1 / size[0], right=0.995, top=0.99, bottom=0.005, wspace=0.03, hspace=0.2)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
+
+
+def _write_png(figure: Figure, path: Path) -> None:
+    with shards.staged(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    """What a figure looks like: uint8 [H, W, 3], RGB."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,0 +1,211 @@
+"""Pictures that are read back: colours, places and figures as they must be drawn."""
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from matplotlib.figure import Figure
+
+from vidpipe import report
+
+NONE_OF_ROW, HALF_OF_ROW, ALL_OF_ROW = (247, 251, 255), (106, 174, 214), (8, 48, 107)
+
+
+def _history(num_epochs: int, best_epoch: int | None = None) -> list[dict[str, Any]]:
+    """Rows whose validation loss is 1 + the distance to the best epoch; without one, no validation."""
+    return [
+        {
+            "epoch": epoch,
+            "loss": 2 / epoch,
+            "accuracy": epoch / num_epochs,
+            "val_loss": None if best_epoch is None else 1 + abs(epoch - best_epoch),
+            "val_accuracy": None if best_epoch is None else 0.5 / epoch,
+            "learning_rate": 0.001 * epoch,
+        }
+        for epoch in range(1, num_epochs + 1)
+    ]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that are written."""
+    figures: list[Any] = []
+    write = report._write_png
+
+    def keep_and_write(figure: Figure, path: Path) -> None:
+        figures.append(figure)
+        write(figure, path)
+
+    monkeypatch.setattr(report, "_write_png", keep_and_write)
+    return figures
+
+
+@pytest.mark.parametrize(
+    ("num_epochs", "best_epoch"), [(1, 1), (3, 2), (30, 30), (300, 1), (1, None), (5, None)]
+)
+def test_the_curves_are_the_history(
+    drawn: list[Any], tmp_path: Path, num_epochs: int, best_epoch: int | None
+) -> None:
+    history = _history(num_epochs, best_epoch)
+    report.learning_curves(history, tmp_path / "curves.png")
+    assert tf.io.decode_png((tmp_path / "curves.png").read_bytes()).shape == (792, 880, 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+    loss, accuracy, rate = drawn[0].axes
+    best = history[(best_epoch or num_epochs) - 1]
+    word, kinds = ("last", [""]) if best_epoch is None else ("best", ["", "val_"])
+    for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
+        *curves, ring, line = axes.lines
+        for curve, kind in zip(curves, kinds, strict=True):
+            assert curve.get_xydata().tolist() == [[row["epoch"], row[kind + name]] for row in history]
+            assert curve.get_label() == (kind.rstrip("_") or "train")
+        assert ring.get_xydata().tolist() == [[best["epoch"], best[kinds[-1] + name]]]
+        assert line.get_xdata() == [best["epoch"], best["epoch"]]
+        marked = f"{kinds[-1]}{name}".replace("_", " ")
+        assert axes.get_title() == f"{word} epoch {best['epoch']}: {marked} {best[kinds[-1] + name]:.3f}"
+        assert [text.get_text() for text in axes.get_legend().texts] == ["train", "val"][: len(kinds)]
+    assert rate.lines[0].get_xydata().tolist() == [[row["epoch"], row["learning_rate"]] for row in history]
+    assert all(tick == round(tick) for tick in rate.get_xticks())
+    for axes in drawn[0].axes:
+        for curve in axes.lines[:-1]:
+            assert _is_inside(curve.get_xydata(), axes)
+        legend = axes.get_legend()
+        assert legend is None or legend.get_window_extent().y0 >= axes.bbox.y1 - 5
+
+
+def _is_inside(points: np.ndarray, axes: Any) -> bool:
+    low, high = np.transpose([axes.get_xlim(), axes.get_ylim()])
+    return bool(((low <= points) & (points <= high)).all())
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(_: Figure, path: Path, **__: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    (tmp_path / "curves.png").write_bytes(b"old")
+    monkeypatch.setattr(Figure, "savefig", half)
+    with pytest.raises(OSError, match="disk full"):
+        report.learning_curves(_history(2), tmp_path / "curves.png")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("curves.png", b"old")]
+
+
+def _places(image: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    return (image == colour).all(axis=-1)
+
+
+def _cells(image: np.ndarray, num_classes: int) -> np.ndarray:
+    """The middles of a matrix's cells, whose outer ones have these colours: uint8 [C, C, n, n, 3]."""
+    rows, columns = np.nonzero(_places(image, NONE_OF_ROW) | _places(image, ALL_OF_ROW))
+    bounds = [np.linspace(found.min(), found.max() + 1, num_classes + 1) for found in (rows, columns)]
+    size = int((bounds[0][1] - bounds[0][0]) / 2)
+    top, left = ((bound[:-1] + bound[1:] - size).astype(int) // 2 for bound in bounds)
+    return np.array([[image[y : y + size, x : x + size] for x in left] for y in top])
+
+
+@pytest.mark.parametrize("num_classes", [2, 20, 21, 101, 150])
+def test_a_matrix_can_be_read_back_from_its_picture(num_classes: int) -> None:
+    predicted = np.random.default_rng(num_classes).permutation(num_classes)
+    counts = np.zeros((num_classes, num_classes), int)
+    counts[np.arange(num_classes), predicted] = np.arange(num_classes) + 1
+    image = report.confusion_matrix_image(counts, [f"class {i}" for i in range(num_classes)])
+    assert image.dtype == np.uint8
+    assert image.shape[0] == image.shape[1] < 2100
+    cells = _cells(image, num_classes)[:, :, 0, 0]
+    assert (_places(cells, ALL_OF_ROW) == (counts > 0)).all()
+    assert (_places(cells, NONE_OF_ROW) == (counts == 0)).all()
+
+
+def test_colours_are_shares_of_the_row_and_numbers_are_counts() -> None:
+    few = report.confusion_matrix_image(np.array([[1, 1, 0], [0, 0, 0], [0, 0, 4]]), "abc")
+    many = report.confusion_matrix_image(np.array([[70, 70, 0], [0, 0, 0], [0, 0, 9]]), "abc")
+    expected = [[HALF_OF_ROW, HALF_OF_ROW, NONE_OF_ROW], [NONE_OF_ROW] * 3, [NONE_OF_ROW] * 2 + [ALL_OF_ROW]]
+    cells, others = _cells(few, 3), _cells(many, 3)
+    for found in (cells, others):
+        np.testing.assert_allclose(found[:, :, 0, 0], expected, atol=2)
+        assert (found[1] == NONE_OF_ROW).all()
+        # White on dark, black on light.
+        assert found[2, 2].min(axis=-1).max() > 200
+        assert found[0, 0].max(axis=-1).min() < 60
+    assert (cells != others).any(axis=(2, 3, 4)).tolist() == [
+        [True, True, False],
+        [False] * 3,
+        [False, False, True],
+    ]
+
+
+def test_a_matrix_of_many_classes_has_no_numbers() -> None:
+    names = [str(i) for i in range(21)]
+    pictures = [report.confusion_matrix_image(np.eye(21, dtype=int) * count, names) for count in (1, 8)]
+    assert (pictures[0] == pictures[1]).all()
+
+
+def test_names_are_drawn_as_they_are() -> None:
+    counts = np.eye(2, dtype=int)
+    dollars = report.confusion_matrix_image(counts, ["$\\frac$", "b"])
+    assert (dollars != report.confusion_matrix_image(counts, ["$\\frbc$", "b"])).any()
+    assert report.confusion_matrix_image(counts, ["a" * 1000, "b"]).shape[0] < 500
+
+
+@pytest.fixture(scope="module")
+def clips() -> tuple[np.ndarray, np.ndarray]:
+    """Three clips of 20, 1 and 3 real frames; frame i of clip n has the colour (i, n, 77)."""
+    frames = np.full((3, 20, 32, 32, 3), 77, np.uint8)
+    frames[..., 0] = np.arange(20)[:, np.newaxis, np.newaxis]
+    frames[..., 1] = np.arange(3)[:, np.newaxis, np.newaxis, np.newaxis]
+    return frames, np.arange(20) < np.array([[20], [1], [3]])
+
+
+def _picture(clips: tuple[np.ndarray, np.ndarray], titles: list[str], wrong: list[bool]) -> np.ndarray:
+    image = report.predicted_clips_image(*clips, titles, wrong)
+    assert image.dtype == np.uint8
+    assert image.shape == (3 * 132, 1320, 3)
+    return image
+
+
+def test_each_row_shows_its_clip_s_real_frames(clips: tuple[np.ndarray, np.ndarray]) -> None:
+    image = _picture(clips, ["", "", ""], [False] * 3)
+    for clip, expected in enumerate([[0, 3, 5, 8, 11, 14, 16, 19], [0], [0, 1, 2]]):
+        row = image[clip * 132 : (clip + 1) * 132]
+        shown = row[row[..., 2] == 77]
+        colours, counts = np.unique(shown, axis=0, return_counts=True)
+        assert colours[counts > 5000].tolist() == [[index, clip, 77] for index in expected]
+        first = [np.nonzero(_places(row, (index, clip, 77)))[1].min() for index in expected]
+        assert first == sorted(first)
+
+
+def test_titles_stand_before_their_row_and_wrong_ones_are_red(clips: tuple[np.ndarray, np.ndarray]) -> None:
+    blank = _picture(clips, ["", "", ""], [False] * 3)
+    titled = _picture(clips, ["", "Punch, predicted PushUps 0.81", ""], [True] * 3)
+    rows, columns = np.nonzero((blank != titled).any(axis=-1))
+    assert 132 <= rows.min() < rows.max() < 2 * 132
+    assert columns.max() < 341
+    assert _has_red(titled[132 : 2 * 132, :341])
+    right = _picture(clips, ["", "Punch, predicted PushUps 0.81", ""], [True, False, True])
+    assert not _has_red(right[:, :341])
+    assert (right[132 : 2 * 132, :341] < 128).all(axis=-1).any()
+
+
+def _has_red(image: np.ndarray) -> bool:
+    red, green, blue = np.moveaxis(image.astype(int), -1, 0)
+    return bool(((red > green + 64) & (red > blue + 64)).any())
+
+
+def test_long_titles_are_broken_and_dollars_are_dollars(clips: tuple[np.ndarray, np.ndarray]) -> None:
+    title = "a folder of many names/" * 3 + "$\\frac$"
+    image = _picture(clips, [title, "", ""], [False] * 3)
+    assert (image[:, :5] == 255).all()
+    assert not (image[:132, 5:341] == 255).all()
+
+
+def test_no_figure_stays_in_memory(clips: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    for _ in range(3):
+        _picture(clips, ["", "", ""], [False] * 3)
+        report.confusion_matrix_image(np.eye(3, dtype=int), "abc")
+        report.learning_curves(_history(2), tmp_path / "curves.png")
+    gc.collect()
+    assert not [kept for kept in gc.get_objects() if type(kept) is Figure]
