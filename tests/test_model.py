@@ -29,6 +29,11 @@ def _build(head: str, num_frames: int = 4, seed: int = 1, **settings: object) ->
     return build_model(config, clip.model_spec(), 3)
 
 
+def _halves(model: FusedModel) -> tuple[keras.Model, keras.Model]:
+    assert model.frozen is not None and model.trained is not None
+    return model.frozen, model.trained
+
+
 @pytest.fixture(scope="module", params=sorted(HEADS))
 def head(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -71,7 +76,7 @@ def test_a_padded_clip_equals_the_truncated_clip(head: str, fused: FusedModel, i
 
 def test_the_frozen_part_is_vgg16_over_each_time_step(fused: FusedModel, inputs: dict) -> None:
     backbone, preprocess = (fused.fused.get_layer(name) for name in ("backbone", "preprocess"))
-    encoded = fused.frozen(inputs).numpy()
+    encoded = _halves(fused)[0](inputs).numpy()
     for clip in range(3):
         for step in range(4):
             alone = backbone(preprocess(inputs["frames"][clip, step][None])).numpy()[0]
@@ -110,13 +115,13 @@ def test_the_backbone_is_in_the_graph_once(fused: FusedModel, inputs: dict) -> N
 
 
 def test_only_real_frames_pass_through_the_trained_blocks(inputs: dict) -> None:
-    model = _build("motion", fine_tune="block5")
-    maps = model.frozen(inputs).numpy()
+    frozen, trained = _halves(_build("motion", fine_tune="block5"))
+    maps = frozen(inputs).numpy()
     assert maps.shape == (3, 4, 2, 2, 512)
     assert (maps[~MASK] == 0).all() and (maps[MASK].reshape(8, -1).max(axis=1) > 0).all()
     garbage = np.where(MASK[..., None, None, None], maps, np.nan)
-    expected = model.trained({"features": maps, "mask": MASK}).numpy()
-    assert (model.trained({"features": garbage, "mask": MASK}).numpy() == expected).all()
+    expected = trained({"features": maps, "mask": MASK}).numpy()
+    assert (trained({"features": garbage, "mask": MASK}).numpy() == expected).all()
 
 
 @pytest.fixture(scope="module")
@@ -136,26 +141,29 @@ def test_the_trained_part_on_the_frozen_part_is_the_fused_model(inputs: dict, fi
     if fine_tune in ("block1", "all"):
         assert (model.frozen, model.trained) == (None, None)
         return
-    features = model.frozen(inputs)
-    halves = model.trained({"features": features, "mask": tf.constant(MASK)}).numpy()
-    np.testing.assert_allclose(halves, model.fused(inputs).numpy(), atol=1e-6)
+    frozen, trained = _halves(model)
+    features = frozen(inputs)
+    logits = trained({"features": features, "mask": tf.constant(MASK)}).numpy()
+    np.testing.assert_allclose(logits, model.fused(inputs).numpy(), atol=1e-6)
     _same_variables(model)
 
 
 def _same_variables(model: FusedModel) -> None:
-    whole, frozen, trained = (part.weights for part in (model.fused, model.frozen, model.trained))
-    assert [id(weight) for weight in whole] == [id(weight) for weight in [*frozen, *trained]]
+    frozen, trained = _halves(model)
+    both = [id(weight) for weight in [*frozen.weights, *trained.weights]]
+    assert [id(weight) for weight in model.fused.weights] == both
     assert [id(weight) for weight in model.fused.trainable_variables] == [
-        id(weight) for weight in model.trained.trainable_variables
+        id(weight) for weight in trained.trainable_variables
     ]
-    assert model.frozen.trainable_variables == []
+    assert frozen.trainable_variables == []
 
 
 def test_every_backbone_can_be_cut(small: FusedModel, inputs: dict) -> None:
-    features = small.frozen(inputs)
+    frozen, trained = _halves(small)
+    features = frozen(inputs)
     assert features.shape[:2] == (3, 4) and len(features.shape) == 5
-    halves = small.trained({"features": features, "mask": tf.constant(MASK)}).numpy()
-    np.testing.assert_allclose(halves, small.fused(inputs).numpy(), atol=1e-5)
+    logits = trained({"features": features, "mask": tf.constant(MASK)}).numpy()
+    np.testing.assert_allclose(logits, small.fused(inputs).numpy(), atol=1e-5)
     _same_variables(small)
 
 
@@ -262,8 +270,9 @@ def test_either_model_standardizes_alike(inputs: dict, fine_tune: str) -> None:
     layer = model.fused.get_layer("head").get_layer("standardize")
     backbone, preprocess = (model.fused.get_layer(name) for name in ("backbone", "preprocess"))
     expected = backbone(preprocess(inputs["frames"][MASK])).numpy().mean(axis=0)
-    stored = {"features": model.frozen(inputs), "mask": tf.constant(MASK)}
-    for part, batch in ((model.fused, inputs), (model.trained, stored)):
+    frozen, trained = _halves(model)
+    stored = {"features": frozen(inputs), "mask": tf.constant(MASK)}
+    for part, batch in ((model.fused, inputs), (trained, stored)):
         layer.adapt_mean.assign(np.zeros(512))
         model_module.adapt_standardization(part, [batch])
         np.testing.assert_allclose(layer.adapt_mean, expected, rtol=1e-4, atol=1e-7)

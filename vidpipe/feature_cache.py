@@ -11,7 +11,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -87,7 +88,14 @@ def cached_features(
             table = FeatureTable(**{name: _map(files[name], *layout[name]) for name in layout})
             digests = _sound_parts(folder, table)
             if None in digests:
-                _compute(frozen, data_dir, info, split, batch_size, folder, table, digests)
+                _compute(
+                    frozen,
+                    lambda start: eval_dataset(data_dir, info, batch_size, split, skip_clips=start),
+                    split,
+                    folder,
+                    table,
+                    digests,
+                )
             table = FeatureTable(**{name: np.load(files[name], mmap_mode="r") for name in layout})
     except OSError as error:
         raise FeatureCacheError(
@@ -231,15 +239,16 @@ def _digests(table: FeatureTable, part: int) -> dict[str, str]:
 
 def _compute(
     frozen: keras.Model,
-    data_dir: str,
-    info: DatasetInfo,
+    batches_from: Callable[[int], tf.data.Dataset],
     split: str,
-    batch_size: int,
     folder: Path,
     table: FeatureTable,
     digests: list[dict[str, str] | None],
 ) -> None:
-    """Fills in the parts that have no digests, each committed before the next is begun."""
+    """Fills in the parts that have no digests; each is committed before the next is begun.
+
+    `batches_from` gives the batches of `eval_dataset` behind so many clips.
+    """
     num_clips, dtype = len(table.label), table.features.dtype
 
     @tf.function
@@ -247,30 +256,29 @@ def _compute(
         features = frozen(inputs, training=False)
         return tf.cast(features, dtype), tf.reduce_max(tf.abs(features))
 
-    start = digests.index(None) * _PART_CLIPS
-    missing = sum(
-        min(_PART_CLIPS, num_clips - part * _PART_CLIPS)
-        for part, known in enumerate(digests)
-        if known is None
-    )
-    with Progress(f"Features of {split}", missing, "clips") as progress:
-        for inputs, label, _ in eval_dataset(data_dir, info, batch_size, split, skip_clips=start):
-            part, stop = start // _PART_CLIPS, min(start + batch_size, num_clips)
+    first = digests.index(None) * _PART_CLIPS
+    start = first
+    with Progress(f"Features of {split}", num_clips - first, "clips") as progress:
+        for inputs, label, _ in batches_from(first):
+            part, stop = start // _PART_CLIPS, min(start + len(label), num_clips)
             if digests[part] is None:
                 features, largest = encode(inputs)
                 if dtype == np.float16 and float(largest) > float(np.finfo(dtype).max):
+                    shutil.rmtree(folder)
                     raise FeatureCacheError(
-                        f"Feature maps of {split} hold {float(largest):g}, which float16, as they are kept, "
-                        "cannot. Run the backbone in every epoch with --cache_features=off."
+                        f"A feature map holds {float(largest):g}, more than the float16 it would be kept in "
+                        "can. Run the backbone in every epoch with --cache_features=off."
                     )
-                num_real = stop - start
-                table.features[start:stop] = features.numpy()[:num_real]
-                table.mask[start:stop] = inputs["mask"].numpy()[:num_real]
-                table.label[start:stop] = label.numpy()[:num_real]
-                progress.advance(stop - start)
+                for values, array in (
+                    (features, table.features), (inputs["mask"], table.mask), (label, table.label),
+                ):  # fmt: skip
+                    array[start:stop] = values.numpy()[: stop - start]
                 if stop % _PART_CLIPS == 0 or stop == num_clips:
                     _commit(folder, table, part, digests)
+            progress.advance(stop - start)
             start = stop
+            if None not in digests:
+                break
 
 
 def _commit(folder: Path, table: FeatureTable, part: int, digests: list[dict[str, str] | None]) -> None:
