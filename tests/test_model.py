@@ -347,10 +347,15 @@ def test_mixed_precision_keeps_logits_in_float32(inputs: dict) -> None:
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        model = _build("motion")
+        model = _build("motion", fine_tune="block5")
     finally:
         keras.config.set_dtype_policy(before)
     assert model.fused.get_layer("backbone").output.dtype == "bfloat16"
     logits = model.fused(inputs)
     assert logits.dtype == tf.float32
     assert np.isfinite(logits.numpy()).all()
+    frozen, trained = _halves(model)
+    maps = frozen(inputs)
+    assert maps.dtype == tf.bfloat16
+    stored = {"features": tf.cast(maps, tf.float16), "mask": tf.constant(MASK)}
+    assert (trained(stored).numpy() == logits.numpy()).all()
