@@ -116,13 +116,13 @@ def test_unknown_backbones_and_small_frames_are_refused() -> None:
         backbone.build_backbone("vgg16", "none", ClipSpec(4, 16, 32))
 
 
-# The sides of the maps that blocks 1 to 4 give for a frame of 32 x 32.
-SIDES = {
-    "vgg16": (16, 8, 4, 2),
-    "resnet50": (8, 8, 4, 2),
-    "mobilenet_v2": (16, 8, 4, 2),
-    "efficientnet_v2_b0": (16, 8, 4, 2),
-    "convnext_tiny": (8, 4, 2, 1),
+# Side and channels of the maps that blocks 1 to 4 give for a frame of 32 x 32.
+MAPS = {
+    "vgg16": ((16, 64), (8, 128), (4, 256), (2, 512)),
+    "resnet50": ((8, 64), (8, 256), (4, 512), (2, 1024)),
+    "mobilenet_v2": ((16, 16), (8, 24), (4, 32), (2, 96)),
+    "efficientnet_v2_b0": ((16, 16), (8, 32), (4, 48), (2, 112)),
+    "convnext_tiny": ((8, 96), (4, 192), (2, 384), (1, 768)),
 }
 
 
@@ -139,8 +139,8 @@ def test_what_is_trained(built: tuple[str, keras.Model, keras.Model], fine_tune:
     if fine_tune in ("none", "all", "block1"):
         assert (frozen, trained) == ((network, None) if fine_tune == "none" else (None, network))
     else:
-        side = SIDES[name][int(fine_tune[-1]) - 2]
-        assert frozen is not None and frozen.output.shape[1:3] == (side, side)
+        side, channels = MAPS[name][int(fine_tune[-1]) - 2]
+        assert frozen is not None and frozen.output.shape[1:] == (side, side, channels)
 
 
 def test_vgg16_s_blocks_are_the_paper_s(vgg16: tuple[keras.Model, keras.Model]) -> None:
