@@ -5,12 +5,19 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from vidpipe import backbone
 from vidpipe.config import FINE_TUNE
 from vidpipe.spec import ClipSpec
 
 SPEC = ClipSpec(4, 32, 32)
+
+
+@pytest.fixture(scope="module", params=backbone.BACKBONES)
+def built(request: pytest.FixtureRequest) -> tuple[str, keras.Model, keras.Model]:
+    keras.utils.set_random_seed(1)
+    return request.param, *backbone.build_backbone(request.param, "none", SPEC)
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +33,41 @@ def test_vgg16_preprocessing_golden_value(vgg16: tuple[keras.Model, keras.Model]
     np.testing.assert_allclose(pixel, [0 - 103.939, 128 - 116.779, 255 - 123.68], atol=1e-4)
 
 
-def test_it_is_what_keras_applications_prescribes(vgg16: tuple[keras.Model, keras.Model]) -> None:
+PRESCRIBED = {
+    "vgg16": keras.applications.vgg16,
+    "resnet50": keras.applications.resnet50,
+    "mobilenet_v2": keras.applications.mobilenet_v2,
+    "efficientnet_v2_b0": keras.applications.efficientnet_v2,
+    "convnext_tiny": keras.applications.convnext,
+}
+
+
+def test_every_backbone_s_preprocessing_is_what_keras_applications_prescribes(
+    built: tuple[str, keras.Model, keras.Model],
+) -> None:
+    name, preprocess, _ = built
     frames = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    prescribed = keras.applications.vgg16.preprocess_input(frames.astype(np.float32))
-    np.testing.assert_allclose(vgg16[0](frames).numpy(), prescribed, atol=1e-4)
+    prescribed = PRESCRIBED[name].preprocess_input(frames.astype(np.float32))
+    np.testing.assert_allclose(preprocess(frames).numpy(), prescribed, atol=1e-4)
+    assert preprocess.output.dtype == "float32"
+
+
+def test_raw_frames_go_to_networks_that_preprocess_them(built: tuple[str, keras.Model, keras.Model]) -> None:
+    name, preprocess, network = built
+    inside = [layer for layer in network.layers if isinstance(layer, keras.layers.Normalization)]
+    assert len(inside) == (name in ("efficientnet_v2_b0", "convnext_tiny"))
+    assert len(preprocess.layers) + len(inside) > 1
+
+
+def test_a_frame_s_features(built: tuple[str, keras.Model, keras.Model]) -> None:
+    """As many as announced, and the same whatever else is in the batch."""
+    name, preprocess, network = built
+    frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    features = network(preprocess(frames), training=False).numpy()
+    assert features.shape == (3, backbone.BACKBONES[name].features)
+    assert features.std(axis=0).max() > 0
+    alone = network(preprocess(frames[:1]), training=False).numpy()
+    np.testing.assert_allclose(alone, features[:1], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("suffix", [".weights.h5", ".h5"])
@@ -78,9 +116,60 @@ def test_unknown_backbones_and_small_frames_are_refused() -> None:
         backbone.build_backbone("vgg16", "none", ClipSpec(4, 16, 32))
 
 
+# Side and channels of the maps that blocks 1 to 4 give for a frame of 32 x 32.
+MAPS = {
+    "vgg16": ((16, 64), (8, 128), (4, 256), (2, 512)),
+    "resnet50": ((8, 64), (8, 256), (4, 512), (2, 1024)),
+    "mobilenet_v2": ((16, 16), (8, 24), (4, 32), (2, 96)),
+    "efficientnet_v2_b0": ((16, 16), (8, 32), (4, 48), (2, 112)),
+    "convnext_tiny": ((8, 96), (4, 192), (2, 384), (1, 768)),
+}
+
+
 @pytest.mark.parametrize("fine_tune", FINE_TUNE)
-def test_what_is_trained(vgg16: tuple[keras.Model, keras.Model], fine_tune: str) -> None:
-    backbone.set_trainable(vgg16[1], fine_tune)
-    blocks = sorted({variable.path.split("/")[-2].split("_")[0] for variable in vgg16[1].trainable_variables})
-    lowest = {"none": 6, "all": 1}.get(fine_tune) or int(fine_tune[-1])
-    assert blocks == [f"block{number}" for number in range(lowest, 6)]
+def test_what_is_trained(built: tuple[str, keras.Model, keras.Model], fine_tune: str) -> None:
+    name, _, network = built
+    frozen, trained = backbone.freeze_blocks(name, network, fine_tune)
+    frozen_weights, trained_weights = (part.weights if part is not None else [] for part in (frozen, trained))
+    whole = [id(weight) for weight in network.weights]
+    assert whole == [id(weight) for weight in [*frozen_weights, *trained_weights]]
+    # All but the statistics of batch normalization.
+    expected = [weight for weight in trained_weights if "moving_" not in weight.path]
+    assert [weight.path for weight in network.trainable_variables] == [weight.path for weight in expected]
+    if fine_tune in ("none", "all", "block1"):
+        assert (frozen, trained) == ((network, None) if fine_tune == "none" else (None, network))
+    else:
+        side, channels = MAPS[name][int(fine_tune[-1]) - 2]
+        assert frozen is not None and frozen.output.shape[1:] == (side, side, channels)
+
+
+def test_vgg16_s_blocks_are_the_paper_s(vgg16: tuple[keras.Model, keras.Model]) -> None:
+    for number in range(2, 6):
+        backbone.freeze_blocks("vgg16", vgg16[1], f"block{number}")
+        trained = {variable.path.split("_")[0] for variable in vgg16[1].trainable_variables}
+        assert trained == {f"block{upper}" for upper in range(number, 6)}
+
+
+def test_each_variable_that_is_trained_has_a_gradient(built: tuple[str, keras.Model, keras.Model]) -> None:
+    name, preprocess, network = built
+    _, trained = backbone.freeze_blocks(name, network, "block2")
+    frames = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.square(network(preprocess(frames), training=False)))
+    gradients = tape.gradient(loss, network.trainable_variables)
+    assert trained is not None and len(gradients) == len(trained.trainable_variables) > 0
+    assert not any(gradient is None for gradient in gradients)
+
+
+def test_the_log_says_what_the_frozen_blocks_cost(
+    vgg16: tuple[keras.Model, keras.Model], caplog: pytest.LogCaptureFixture
+) -> None:
+    """VGG16's fifth block by hand: 3 convolutions of 3 x 3 x 512 x 512 at 2 x 2 places of 32 x 32 pixels."""
+    with caplog.at_level("INFO"):
+        backbone.freeze_blocks("vgg16", vgg16[1], "block5")
+    widths = [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
+    places = [32, 32, 16, 16, 8, 8, 8, 4, 4, 4, 2, 2, 2]
+    work = [9 * widths[i] * widths[i + 1] * places[i] ** 2 for i in range(13)]
+    share = 100 * sum(work[:10]) / sum(work)
+    assert f"Blocks 1 to 4 of vgg16, frozen, are {share:.0f} % of its multiply-adds." in caplog.text
+    assert "Backbone: 7,079,424 parameters trained, 7,635,264 frozen." in caplog.text

@@ -102,6 +102,35 @@ def test_skipping_gives_the_tail(data_dir: str, info: shards.DatasetInfo, skip_b
     assert tail == whole[3 * skip_batches :]
 
 
+@pytest.mark.parametrize("skip_clips", [0, 1, 4, 7])
+def test_evaluation_skips_clips_without_decoding_them(
+    data_dir: str, info: shards.DatasetInfo, skip_clips: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _clips(eval_dataset(data_dir, info, 3, "train"))
+    decoded: list[int] = []
+    original = records.decode_frames
+
+    def count(encoded: np.ndarray) -> np.ndarray:
+        decoded.append(len(encoded))
+        return encoded
+
+    def counting(encoded: tf.Tensor, *arguments: object) -> tf.Tensor:
+        counted = tf.ensure_shape(tf.numpy_function(count, [encoded], tf.string), encoded.shape)
+        return original(counted, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(records, "decode_frames", counting)
+    dataset = eval_dataset(data_dir, info, 3, "train", skip_clips=skip_clips)
+    assert len(dataset) == -(-(8 - skip_clips) // 3)
+    assert _clips(dataset) == whole[skip_clips:]
+    assert len(decoded) == 8 - skip_clips
+
+
+def test_skipped_clips_take_all_their_views_with_them(data_dir: str, info: shards.DatasetInfo) -> None:
+    views = {"num_frames": 2, "num_clips": 2}
+    whole = _clips(eval_dataset(data_dir, info, 3, "train", **views))
+    assert _clips(eval_dataset(data_dir, info, 3, "train", **views, skip_clips=5)) == whole[10:]
+
+
 @pytest.mark.parametrize("global_seed", [None, 7])
 def test_the_order_is_the_same_on_every_machine_and_version(
     info: shards.DatasetInfo, global_seed: int | None

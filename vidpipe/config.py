@@ -160,15 +160,19 @@ class ModelConfig:
         without its classifier.
       fine_tune: the lowest backbone block that is trained; `none` freezes all of it.
       head: a key of `model.HEADS`.
+      dropout: the rate of all the head's dropouts, 0 for none; None leaves each its own.
     """
 
     backbone: str = "vgg16"
     backbone_weights: str = "imagenet"
     fine_tune: str = "none"
     head: str = "motion"
+    dropout: float | None = None
 
     def __post_init__(self) -> None:
         _check_choice("fine_tune", self.fine_tune, FINE_TUNE)
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must be in [0, 1); got {self.dropout}.")
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,20 @@
-"""A frozen backbone's features, computed once per clip and read from disk in every epoch and run after that.
+"""What the frozen part of a backbone gives, computed once per clip and read from disk in every epoch after.
 
 The cache lies beside the shards, or with the run where those are remote, in a folder named by digests of all
-that decides its numbers: the dataset, the backbone's weights and the precision. The order of an epoch is that
-of `train_dataset`.
+that decides its numbers: the dataset, the frozen weights and the precision. It is computed in parts of some
+clips, and `parts.json` holds the digests of those that are on the disk: a computation that is killed goes on
+there, and a part that was damaged since is computed again. The order of an epoch is that of `train_dataset`.
 """
 
 import hashlib
+import json
 import logging
 import math
+import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import keras
@@ -21,24 +25,27 @@ from filelock import FileLock
 from vidpipe.config import fingerprint
 from vidpipe.input_pipeline import eval_dataset, full_batches, in_epoch_order
 from vidpipe.progress import Progress
-from vidpipe.shards import DatasetInfo
+from vidpipe.shards import DatasetInfo, write_text
 from vidpipe.spec import VidpipeError
 
 _FOLDER = "features"
+_PARTS_NAME = "parts.json"
+_PART_CLIPS = 64
+_CHECKING_THREADS = 4
 _PREFETCHED_BATCHES = 2
 _log = logging.getLogger(__name__)
 
 
 class FeatureCacheError(VidpipeError):
-    """The features cannot be kept beside the shards."""
+    """The features cannot be kept on disk."""
 
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """The features of a split, in the order of its records.
+    """What the frozen part gives for a split, in the order of its records; mapped from disk.
 
     Attributes:
-      features: float32 [N, T, D], zero where the mask is False; mapped from disk.
+      features: float32 features [N, T, D] or float16 feature maps [N, T, ...], zero where the mask is False.
       mask: bool [N, T].
       label: int32 [N].
     """
@@ -49,44 +56,72 @@ class FeatureTable:
 
 
 def cached_features(
-    encoder: keras.Model,
+    frozen: keras.Model,
     data_dir: str,
     info: DatasetInfo,
     split: str,
     batch_size: int,
     kept_in: str | None = None,
 ) -> FeatureTable:
-    """Reads a split's features, after computing them if nobody has yet.
+    """Reads what the frozen part gives for a split, after computing what of it is missing or damaged.
 
     Args:
-      encoder: {"frames", "mask"} -> features [B, T, D], `FusedModel.encoder`; frozen.
+      frozen: {"frames", "mask"} -> [B, T, ...], `FusedModel.frozen`.
       data_dir: a committed dataset.
       info: its dataset_info.
       split: which clips.
-      batch_size: clips per call of the encoder.
-      kept_in: a local folder, writable while features are missing; None is `data_dir`.
+      batch_size: clips per call of the frozen part, a power of 2 up to 64.
+      kept_in: a local folder, writable; None is `data_dir`.
 
     Raises:
-      FeatureCacheError: the folder of the features cannot be written.
+      FeatureCacheError: the folder of the features cannot be written, or float16 cannot hold a feature map.
     """
-    folder = Path(data_dir if kept_in is None else kept_in) / _FOLDER / f"{split}-{_key(encoder, info)}"
+    if _PART_CLIPS % batch_size:
+        raise ValueError(f"Parts have {_PART_CLIPS} clips, which batches of {batch_size} do not fill.")
+    folder = Path(data_dir if kept_in is None else kept_in) / _FOLDER / f"{split}-{_key(frozen, info)}"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         # Two runs may start at once: the second waits, and reads what the first computed.
         with FileLock(f"{folder}.lock"):
-            if folder.is_dir():
-                _log.info("Features of %s: read from %s.", split, folder)
-            else:
-                _compute(encoder, data_dir, info, split, batch_size, folder)
+            layout = _layout(frozen, info, split)
+            files = {name: folder / f"{name}.npy" for name in layout}
+            table = FeatureTable(**{name: _map(files[name], *layout[name]) for name in layout})
+            digests = _sound_parts(folder, table)
+            if None in digests:
+                _compute(
+                    frozen,
+                    lambda start: eval_dataset(data_dir, info, batch_size, split, skip_clips=start),
+                    split,
+                    folder,
+                    table,
+                    digests,
+                )
+            table = FeatureTable(**{name: np.load(files[name], mmap_mode="r") for name in layout})
     except OSError as error:
         raise FeatureCacheError(
             f"Cannot write features to {folder.parent} ({error.strerror}). Make room, or the folder "
             "writable, or run the backbone in every epoch with --cache_features=off."
         ) from error
-    return FeatureTable(
-        features=np.load(folder / "features.npy", mmap_mode="r"),
-        mask=np.load(folder / "mask.npy"),
-        label=np.load(folder / "label.npy"),
+    shape = " x ".join(str(size) for size in table.features.shape[1:])
+    _log.info(
+        "Features of %s: %d clips of %s %s, %.2f GB in %s.",
+        split, len(table.label), shape, table.features.dtype, size_bytes(frozen, info, [split]) / 1e9, folder,
+    )  # fmt: skip
+    return table
+
+
+def size_bytes(frozen: keras.Model, info: DatasetInfo, splits: Iterable[str]) -> int:
+    """The bytes that `cached_features` takes on disk for some splits, to within a few thousand.
+
+    Args:
+      frozen: as `cached_features` takes it.
+      info: the dataset.
+      splits: of it.
+    """
+    return sum(
+        math.prod(shape) * dtype.itemsize
+        for split in splits
+        for shape, dtype in _layout(frozen, info, split).values()
     )
 
 
@@ -96,8 +131,8 @@ def train_feature_dataset(
     """One epoch of cached features, clip for clip the epoch of `train_dataset`.
 
     Returns:
-      A finite dataset of ({"features": float32 [B, T, D], "mask": bool [B, T]}, label int32 [B], weight
-      float32 [B]), the last batch filled up.
+      A finite dataset of ({"features": [B, T, ...] as in the table, "mask": bool [B, T]}, label int32 [B],
+      weight float32 [B]), the last batch filled up.
     """
     bounds = tf.constant(np.cumsum([0] + [shard.clips for shard in info.splits["train"]]), tf.int64)
     places = in_epoch_order(
@@ -117,57 +152,144 @@ def _batches(
     places: tf.data.Dataset, table: FeatureTable, num_batches: int, batch_size: int
 ) -> tf.data.Dataset:
     """Looks up whole batches of places. A filler has the place -1, and weighs nothing."""
-    _, num_frames, depth = table.features.shape
+    shape = table.features.shape[1:]
 
     def take(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         real = chosen >= 0
-        mask = np.where(real[:, np.newaxis], table.mask[chosen], np.arange(num_frames) < 1)
+        mask = np.where(real[:, np.newaxis], table.mask[chosen], np.arange(shape[0]) < 1)
         return table.features[chosen], mask, table.label[chosen] * real, real.astype(np.float32)
 
     def look_up(chosen: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
-        found = tf.numpy_function(take, [chosen], (tf.float32, tf.bool, tf.int32, tf.float32))
-        shapes = ((num_frames, depth), (num_frames,), (), ())
+        dtypes = (tf.as_dtype(table.features.dtype), tf.bool, tf.int32, tf.float32)
+        found = tf.numpy_function(take, [chosen], dtypes)
+        shapes = (shape, shape[:1], (), ())
         features, mask, label, weight = (
-            tf.ensure_shape(values, [batch_size, *shape]) for values, shape in zip(found, shapes, strict=True)
+            tf.ensure_shape(values, [batch_size, *rest]) for values, rest in zip(found, shapes, strict=True)
         )
         return {"features": features, "mask": mask}, label, weight
 
-    return full_batches(places, tf.constant(-1, tf.int64), num_batches, batch_size).map(look_up)
+    batches = full_batches(places, tf.constant(-1, tf.int64), num_batches, batch_size)
+    return batches.map(look_up).prefetch(_PREFETCHED_BATCHES)
+
+
+def _layout(
+    frozen: keras.Model, info: DatasetInfo, split: str
+) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of each field of the FeatureTable."""
+    num_clips = info.num_clips(split)
+    clip_shape = frozen.output.shape[1:]
+    # Features are few and keep every bit; feature maps are many, and float16 is as fine as bfloat16 is.
+    dtype = np.float32 if len(clip_shape) == 2 else np.float16
+    return {
+        "features": ((num_clips, *clip_shape), np.dtype(dtype)),
+        "mask": ((num_clips, clip_shape[0]), np.dtype(bool)),
+        "label": ((num_clips,), np.dtype(np.int32)),
+    }
+
+
+def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Maps a file for writing; one that is missing, damaged or of another shape is made anew."""
+    try:
+        kept = np.lib.format.open_memmap(path, mode="r")
+        if (kept.shape, kept.dtype) == (shape, dtype):
+            return np.lib.format.open_memmap(path, mode="r+")
+    except (FileNotFoundError, ValueError):  # the latter is what numpy calls a file cut short or damaged
+        pass
+    try:
+        made = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        # The file has a hole for each page. A write there that finds the disk full would kill the process.
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        return made
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _sound_parts(folder: Path, table: FeatureTable) -> list[dict[str, str] | None]:
+    """The digests of each part that is on the disk as it was written, None for the others."""
+    num_parts = math.ceil(len(table.label) / _PART_CLIPS)
+    try:
+        written = json.loads((folder / _PARTS_NAME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        written = []
+    if not isinstance(written, list) or len(written) != num_parts:
+        return [None] * num_parts
+    with ThreadPoolExecutor(_CHECKING_THREADS) as threads:
+        found = list(threads.map(lambda part: written[part] and _digests(table, part), range(num_parts)))
+    for name in (field.name for field in fields(table)):
+        damaged = sum(
+            known != now and known.get(name) != now[name] for known, now in zip(written, found, strict=True)
+        )
+        if damaged:
+            _log.warning(
+                "%s is damaged in %d of its %d parts; these are computed again.",
+                folder / f"{name}.npy", damaged, num_parts,
+            )  # fmt: skip
+    return [now if known == now else None for known, now in zip(written, found, strict=True)]
+
+
+def _digests(table: FeatureTable, part: int) -> dict[str, str]:
+    """The sha256 of a part of each field."""
+    clips = slice(part * _PART_CLIPS, (part + 1) * _PART_CLIPS)
+    return {
+        field.name: hashlib.sha256(getattr(table, field.name)[clips]).hexdigest() for field in fields(table)
+    }
 
 
 def _compute(
-    encoder: keras.Model, data_dir: str, info: DatasetInfo, split: str, batch_size: int, folder: Path
+    frozen: keras.Model,
+    batches_from: Callable[[int], tf.data.Dataset],
+    split: str,
+    folder: Path,
+    table: FeatureTable,
+    digests: list[dict[str, str] | None],
 ) -> None:
-    num_clips = info.num_clips(split)
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    _, num_frames, depth = encoder.output_shape
-    features = np.lib.format.open_memmap(
-        temporary / "features.npy", mode="w+", dtype=np.float32, shape=(num_clips, num_frames, depth)
-    )
-    masks: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
-    start = 0
-    encode: Callable = tf.function(lambda inputs: tf.cast(encoder(inputs, training=False), tf.float32))
-    with Progress(f"Features of {split}", num_clips, "clips") as progress:
-        for inputs, label, weight in eval_dataset(data_dir, info, batch_size, split):
-            real = weight.numpy() > 0
-            stop = start + int(real.sum())
-            features[start:stop] = encode(inputs).numpy()[real]
-            masks.append(inputs["mask"].numpy()[real])
-            labels.append(label.numpy()[real])
+    """Fills in the parts that have no digests; each is committed before the next is begun.
+
+    `batches_from` gives the batches of `eval_dataset` behind so many clips.
+    """
+    num_clips, dtype = len(table.label), table.features.dtype
+
+    @tf.function
+    def encode(inputs: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        features = frozen(inputs, training=False)
+        return tf.cast(features, dtype), tf.reduce_max(tf.abs(features))
+
+    first = digests.index(None) * _PART_CLIPS
+    start = first
+    with Progress(f"Features of {split}", num_clips - first, "clips") as progress:
+        for inputs, label, _ in batches_from(first):
+            part, stop = start // _PART_CLIPS, min(start + len(label), num_clips)
+            if digests[part] is None:
+                features, largest = encode(inputs)
+                if dtype == np.float16 and float(largest) > float(np.finfo(dtype).max):
+                    shutil.rmtree(folder)
+                    raise FeatureCacheError(
+                        f"A feature map holds {float(largest):g}, more than the float16 it would be kept in "
+                        "can. Run the backbone in every epoch with --cache_features=off."
+                    )
+                for values, array in (
+                    (features, table.features), (inputs["mask"], table.mask), (label, table.label),
+                ):  # fmt: skip
+                    array[start:stop] = values.numpy()[: stop - start]
+                if stop % _PART_CLIPS == 0 or stop == num_clips:
+                    _commit(folder, table, part, digests)
             progress.advance(stop - start)
             start = stop
-    features.flush()
-    np.save(temporary / "mask.npy", np.concatenate(masks))
-    np.save(temporary / "label.npy", np.concatenate(labels))
-    temporary.replace(folder)
+            if None not in digests:
+                break
 
 
-def _key(encoder: keras.Model, info: DatasetInfo) -> str:
+def _commit(folder: Path, table: FeatureTable, part: int, digests: list[dict[str, str] | None]) -> None:
+    for field in fields(table):
+        getattr(table, field.name).flush()
+    digests[part] = _digests(table, part)
+    write_text(folder / _PARTS_NAME, json.dumps(digests))
+
+
+def _key(frozen: keras.Model, info: DatasetInfo) -> str:
     weights = hashlib.sha256()
-    for variable in encoder.variables:
-        weights.update(np.ascontiguousarray(variable.numpy()).tobytes())
-    precision = encoder.get_layer("backbone").dtype_policy.name
-    return fingerprint([info.fingerprint, weights.hexdigest(), precision])[:16]
+    for weight in frozen.weights:
+        weights.update(np.ascontiguousarray(weight.numpy()).tobytes())
+    return fingerprint([info.fingerprint, weights.hexdigest(), frozen.dtype_policy.name])[:16]

@@ -187,6 +187,7 @@ def eval_dataset(
     num_frames: int | None = None,
     num_clips: int = 1,
     num_crops: int = 1,
+    skip_clips: int = 0,
 ) -> tf.data.Dataset:
     """Every clip of a split once, in the order of its records, or several views of each.
 
@@ -198,16 +199,18 @@ def eval_dataset(
       num_frames: frames of each view (T), evenly spread over the stored ones; None takes all that are stored.
       num_clips: views of each video in time: other frames of the stored ones, in between.
       num_crops: views of each of those in space: 1 the centre, 3 both ends of the long side too.
+      skip_clips: leave out that many from the start, without decoding them.
 
     Returns:
       Batches as those of `train_dataset`. With V = num_clips x num_crops, rows V i to V i + V - 1 are the
-      views of row i of `shards.clip_rows(data_dir, split)`.
+      views of row i of `shards.clip_rows(data_dir, split)`, counted from the first that is not skipped.
 
     Raises:
       ShardError: as `train_dataset`.
     """
     examples = tf.data.TFRecordDataset(shard_paths(data_dir, info, split))
     examples = examples.apply(tf.data.experimental.assert_cardinality(info.num_clips(split)))
+    examples = examples.skip(skip_clips)
     num_views = num_clips * num_crops
     views = examples.flat_map(
         lambda example: tf.data.Dataset.from_tensors(example).repeat(num_views).enumerate()
@@ -224,7 +227,7 @@ def eval_dataset(
         frames = _square(frames, spec, view % num_crops, num_crops)
         return _padded_clip(frames, clip["label"], spec)
 
-    steps = math.ceil(info.num_clips(split) * num_views / batch_size)
+    steps = math.ceil((info.num_clips(split) - skip_clips) * num_views / batch_size)
     return full_batches(_decoded(views, read), _filler(spec), steps, batch_size)
 
 

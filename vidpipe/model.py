@@ -5,20 +5,24 @@ file is a zip archive; vidpipe keeps its class names and clip settings in it as 
 """
 
 import json
+import re
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers, ops
 
-from vidpipe.backbone import BACKBONES, build_backbone, set_trainable
+from vidpipe.backbone import BACKBONES, build_backbone, freeze_blocks
 from vidpipe.config import ClipConfig, ModelConfig, from_dict
 from vidpipe.spec import ClipSpec, VidpipeError
 
 _CARD_NAME = "vidpipe.json"
+_POOLED = "pooled"
 _STANDARDIZE = "standardize"
 
 
@@ -48,32 +52,39 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class FusedModel:
-    """One model and the two halves it is made of; they share their variables.
+    """One model, and the two parts it is cut into where the frozen blocks end; they share their variables.
 
     Attributes:
       fused: {"frames": uint8 [B, T, H, W, 3], "mask": bool [B, T]} -> logits float32 [B, classes].
-      encoder: the same inputs -> features [B, T, D], zero where the mask is False.
-      classifier: {"features": [B, T, D], "mask": bool [B, T]} -> logits float32 [B, classes].
+      frozen: the same inputs -> [B, T, ...], what the frozen part of the backbone gives, zero where the mask
+        is False: the features [B, T, D] where all of it is frozen, else feature maps. None where nothing is.
+      trained: {"features": what `frozen` gives, "mask": bool [B, T]} -> logits float32 [B, classes]. None
+        where `frozen` is.
     """
 
     fused: keras.Model
-    encoder: keras.Model
-    classifier: keras.Model
+    frozen: keras.Model | None
+    trained: keras.Model | None
 
 
-def notebook_head(features: keras.KerasTensor, mask: keras.KerasTensor) -> keras.KerasTensor:
+def notebook_head(
+    features: keras.KerasTensor, mask: keras.KerasTensor, dropout: float | None = None
+) -> keras.KerasTensor:
     """The head of the notebook that vidpipe replaces: [B, T, D] and bool [B, T] -> [B, 8].
 
     `hard_sigmoid` is Keras 3's, x/6 + 0.5 cut at +-3; it keeps the layer off cuDNN's kernel.
     """
-    steps = layers.LSTM(456, dropout=0.5, recurrent_activation="hard_sigmoid", return_sequences=True)(
+    first, second = (0.5, 0.4) if dropout is None else (dropout, dropout)
+    steps = layers.LSTM(456, dropout=first, recurrent_activation="hard_sigmoid", return_sequences=True)(
         features, mask=mask
     )
     last = layers.LSTM(8)(steps, mask=mask)
-    return layers.Dense(8, activation="relu")(layers.Dropout(0.4)(last))
+    return layers.Dense(8, activation="relu")(layers.Dropout(second)(last))
 
 
-def motion_head(features: keras.KerasTensor, mask: keras.KerasTensor) -> keras.KerasTensor:
+def motion_head(
+    features: keras.KerasTensor, mask: keras.KerasTensor, dropout: float | None = None
+) -> keras.KerasTensor:
     """An LSTM over what changes from frame to frame, beside the mean frame: [B, T, D], bool [B, T] -> [B, E].
 
     Features are standardized (`adapt_standardization` sets the constants). The LSTM sees their differences
@@ -82,19 +93,21 @@ def motion_head(features: keras.KerasTensor, mask: keras.KerasTensor) -> keras.K
     over the frames, behind a strong dropout, is how appearance still gets a say. Measurements are in
     BUILD_NOTES.md.
     """
+    usual, strong = (0.5, 0.8) if dropout is None else (dropout, dropout)
     real = ops.expand_dims(ops.cast(mask, "float32"), -1)
     num_real = ops.sum(real, axis=1)
     standardized = layers.Normalization(dtype="float32", name=_STANDARDIZE)(features) * real
     previous = ops.concatenate([standardized[:, :1], standardized[:, :-1]], axis=1)
     difference = (standardized - previous) * real
-    motion = layers.Dropout(0.5)(ops.concatenate([difference, ops.abs(difference)], axis=-1))
+    motion = layers.Dropout(usual)(ops.concatenate([difference, ops.abs(difference)], axis=-1))
     steps = layers.LSTM(64, return_sequences=True)(motion, mask=mask)
     mean_step = ops.sum(ops.cast(steps, "float32") * real, axis=1) / num_real
     mean_frame = ops.sum(standardized, axis=1) / num_real
-    return ops.concatenate([layers.Dropout(0.5)(mean_step), layers.Dropout(0.8)(mean_frame)], axis=-1)
+    return ops.concatenate([layers.Dropout(usual)(mean_step), layers.Dropout(strong)(mean_frame)], axis=-1)
 
 
-HEADS: dict[str, Callable[[keras.KerasTensor, keras.KerasTensor], keras.KerasTensor]] = {
+# Each takes features, mask and the rate of all its dropouts, None for its own.
+HEADS: dict[str, Callable[[keras.KerasTensor, keras.KerasTensor, float | None], keras.KerasTensor]] = {
     "motion": motion_head,
     "notebook": notebook_head,
 }
@@ -104,7 +117,7 @@ def build_model(config: ModelConfig, spec: ClipSpec, num_classes: int) -> FusedM
     """Builds the fused model in the dtype policy in force; its backbone is frozen as `config` says.
 
     Args:
-      config: backbone, weights, what is trained, head.
+      config: backbone, weights, what is trained, head and its dropout.
       spec: the clips' shape.
       num_classes: length of the logits.
 
@@ -115,21 +128,33 @@ def build_model(config: ModelConfig, spec: ClipSpec, num_classes: int) -> FusedM
     if config.head not in HEADS:
         raise ModelError(f"There is no head {config.head}; there are {', '.join(HEADS)}.")
     preprocess, backbone = build_backbone(config.backbone, config.backbone_weights, spec)
-    set_trainable(backbone, config.fine_tune)
+    frozen, trained = freeze_blocks(config.backbone, backbone, config.fine_tune)
     frames = keras.Input((spec.num_frames, spec.height, spec.width, 3), dtype="uint8", name="frames")
     mask = keras.Input((spec.num_frames,), dtype="bool", name="mask")
     inputs = {"frames": frames, "mask": mask}
-    encoded = _apply_to_real_frames(lambda real: backbone(preprocess(real)), frames, mask)
-    encoder = keras.Model(inputs, encoded, name="encoder")
 
-    features = keras.Input((spec.num_frames, BACKBONES[config.backbone].features), name="features")
-    head = keras.Model([features, mask], HEADS[config.head](features, mask), name="head")
+    features = keras.Input((spec.num_frames, BACKBONES[config.backbone].features))
+    head = keras.Model([features, mask], HEADS[config.head](features, mask, config.dropout), name="head")
     # float32 whatever the policy: a half-precision softmax and loss lose the small probabilities.
     logits = layers.Dense(num_classes, dtype="float32", name="logits")
+
+    def classify(pooled: keras.KerasTensor) -> keras.KerasTensor:
+        # The name is how `adapt_standardization` finds the features in either model.
+        return logits(head([layers.Identity(name=_POOLED)(pooled), mask]))
+
+    encoded = _apply_to_real_frames(lambda real: backbone(preprocess(real)), frames, mask)
+    fused = keras.Model(inputs, classify(encoded), name="vidpipe")
+    if frozen is None:
+        return FusedModel(fused, None, None)
+    below = _apply_to_real_frames(lambda real: frozen(preprocess(real)), frames, mask)
+    stored = keras.Input(below.shape[1:], dtype=below.dtype, name="features")
+    above = stored
+    if trained is not None:
+        above = _apply_to_real_frames(trained, stored, mask)
     return FusedModel(
-        fused=keras.Model(inputs, logits(head([encoded, mask])), name="vidpipe"),
-        encoder=encoder,
-        classifier=keras.Model({"features": features, "mask": mask}, logits(head([features, mask]))),
+        fused=fused,
+        frozen=keras.Model(inputs, below, name="frozen"),
+        trained=keras.Model({"features": stored, "mask": mask}, classify(above), name="trained"),
     )
 
 
@@ -140,16 +165,16 @@ def _apply_to_real_frames(
 ) -> keras.KerasTensor:
     """Applies `network` to each time step, as TimeDistributed does, but to real frames only and all at once.
 
-    The real frames of the whole batch are gathered into [N, H, W, 3], pass through in one call, and go back
-    to their places. Keras 3's TimeDistributed would lay T copies of the network into the graph.
+    The real frames of the whole batch are gathered into [N, ...], pass through in one call, and go back to
+    their places. Keras 3's TimeDistributed would lay T copies of the network into the graph.
 
     Args:
-      network: [N, H, W, 3] -> [N, D].
-      frames: [B, T, H, W, 3].
+      network: [N, ...] -> [N, ...], each of any rank.
+      frames: [B, T, ...], images or what lower blocks made of them.
       mask: bool [B, T].
 
     Returns:
-      [B, T, D], zero where the mask is False.
+      [B, T, ...], zero where the mask is False.
     """
     flat_mask = ops.reshape(mask, [-1])
     (places,) = ops.nonzero(flat_mask)
@@ -157,23 +182,28 @@ def _apply_to_real_frames(
     # Place i of the flat batch holds real frame number (real frames up to and with i) - 1; a padded place
     # repeats its neighbour and is zeroed.
     rank = ops.maximum(ops.cumsum(ops.cast(flat_mask, "int32")) - 1, 0)
-    spread = ops.reshape(ops.take(encoded, rank, axis=0), [-1, frames.shape[1], encoded.shape[-1]])
-    return spread * ops.expand_dims(ops.cast(mask, spread.dtype), -1)
+    spread = ops.reshape(ops.take(encoded, rank, axis=0), [-1, frames.shape[1], *encoded.shape[1:]])
+    real = ops.reshape(mask, [-1, frames.shape[1], *(1 for _ in encoded.shape[1:])])
+    return spread * ops.cast(real, spread.dtype)
 
 
-def adapt_standardization(model: FusedModel, features: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+def adapt_standardization(
+    model: keras.Model, batches: Iterable[Mapping[str, np.ndarray | tf.Tensor]]
+) -> None:
     """Sets the head's standardization to the mean and variance of real frames' features, if it has one.
 
     Args:
-      model: as built; call this before its training step is traced.
-      features: batches of float [B, T, D] and mask bool [B, T].
+      model: `FusedModel.fused` or `.trained`; call this before its training step is traced.
+      batches: inputs of that model.
     """
-    head = model.classifier.get_layer("head")
+    head = model.get_layer("head")
     if _STANDARDIZE not in [layer.name for layer in head.layers]:
         return
+    backbone = keras.Model(model.input, model.get_layer(_POOLED).output)
+    pooled = tf.function(lambda inputs: tf.cast(backbone(inputs, training=False), tf.float32))
     count, total, squares = 0, np.float64(0), np.float64(0)
-    for batch, mask in features:
-        real = batch[mask].astype(np.float64)
+    for inputs in batches:
+        real = pooled(inputs).numpy()[np.asarray(inputs["mask"])].astype(np.float64)
         count += len(real)
         total = total + real.sum(axis=0)
         squares = squares + np.square(real).sum(axis=0)
@@ -186,12 +216,59 @@ def adapt_standardization(model: FusedModel, features: Iterable[tuple[np.ndarray
     layer.finalize_state()
 
 
-def refresh_standardization(model: FusedModel) -> None:
-    """Makes the head use its standardization variables after they were assigned, as by a checkpoint."""
-    head = model.classifier.get_layer("head")
-    for layer in head.layers:
+def refresh_standardization(model: keras.Model) -> None:
+    """Makes the head use its standardization variables after they were assigned, as by a checkpoint.
+
+    Args:
+      model: `FusedModel.fused` or `.trained`.
+    """
+    for layer in model.get_layer("head").layers:
         if layer.name == _STANDARDIZE:
             layer.finalize_state()
+
+
+def load_weights(model: FusedModel, path: Path, classes: tuple[str, ...]) -> None:
+    """Takes over all weights of another run's model, the head's standardization with them.
+
+    Args:
+      model: as built. Features of its frozen part that were computed before are another model's.
+      path: what `save_model` wrote.
+      classes: of the dataset, in order.
+
+    Raises:
+      ModelError: see `load_model`; or that model has other classes, another backbone, another head or other
+        shapes. Nothing is taken then.
+    """
+    source, card = load_model(path)
+    if card.classes != classes:
+        raise ModelError(
+            f"{path} was trained on classes {', '.join(card.classes)}; this dataset has {', '.join(classes)}."
+        )
+    parts = [
+        (part, source.get_layer(part), model.fused.get_layer(part)) for part in ("backbone", "head", "logits")
+    ]
+    for part, *layers_of_both in parts:
+        theirs, ours = (
+            [f"{_stable_path(weight)} {tuple(weight.shape)}" for weight in layer.weights]
+            for layer in layers_of_both
+        )
+        for their, our in zip_longest(theirs, ours, fillvalue="nothing"):
+            if their != our:
+                raise ModelError(
+                    f"{path} has another {part}: {their} where this run has {our}. Give this run the model "
+                    "settings of that one."
+                )
+    for _, their_layer, our_layer in parts:
+        our_layer.set_weights(their_layer.get_weights())
+    refresh_standardization(model.fused)
+
+
+def _stable_path(weight: keras.Variable) -> str:
+    """The layer and name of a weight, without what depends on how, and after what else, a model was built.
+
+    Keras numbers layers without a name throughout a process, and a loaded Sequential leaves its own name out.
+    """
+    return re.sub(r"_\d+(?=/|$)", "", "/".join(weight.path.split("/")[-2:]))
 
 
 def save_model(model: keras.Model, card: ModelCard, path: Path) -> None:

@@ -77,7 +77,7 @@ class _Batches:
     model: keras.Model
     train: Callable[[int, int], tf.data.Dataset]
     val: tf.data.Dataset | None
-    standardization: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
+    standardization: Callable[[], Iterator[dict[str, np.ndarray]]]
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -123,7 +123,7 @@ def train(config: TrainConfig) -> TrainResult:
     _log.info(
         "%d train, %d val clips of %d classes; %s, batches of %d clips, %s.",
         info.num_clips("train"), info.num_clips("val"), len(info.classes), precision, config.batch_size,
-        "features computed once" if batches.model is model.classifier else "backbone in every step",
+        "features computed once" if batches.model is model.trained else "backbone in every step",
     )  # fmt: skip
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -193,8 +193,8 @@ class _Loop:
         # A frozen backbone is rebuilt from its weights file or seed; all that changes is saved.
         self._saved = [*trained.variables, *optimizer.variables, *self._loss.variables]
         self._saved += self._accuracy.variables
-        if trained is not model.classifier and config.model.fine_tune == "none":
-            frozen = {id(variable) for variable in model.encoder.variables}
+        if trained is not model.trained and model.frozen is not None:
+            frozen = {id(variable) for variable in model.frozen.variables}
             self._saved = [variable for variable in self._saved if id(variable) not in frozen]
         self._train_step = tf.function(self._train_step_eagerly)
         self._eval_step = tf.function(self._eval_step_eagerly)
@@ -202,10 +202,10 @@ class _Loop:
     def run(self) -> TrainResult:
         restored = restore_checkpoint(self._run_dir / "checkpoints", self._saved)
         if restored is None:
-            adapt_standardization(self._model, self._batches.standardization())
+            adapt_standardization(self._batches.model, self._batches.standardization())
         else:
             self._state = _LoopState(**restored)
-            refresh_standardization(self._model)
+            refresh_standardization(self._batches.model)
             _log.info("Going on at epoch %d, step %d.", self._state.epoch + 1, self._state.step_in_epoch + 1)
         summaries = tf.summary.create_file_writer(str(self._run_dir / "tensorboard"))
         while self._state.epoch < self._config.epochs:
@@ -324,23 +324,24 @@ def _batches(config: TrainConfig, info: shards.DatasetInfo, model: FusedModel) -
         kept_in = config.run_dir if remote.is_remote(data_dir) else data_dir
         tables = {
             split: feature_cache.cached_features(
-                model.encoder, data_dir, info, split, _encode_batch(config), kept_in
+                model.frozen, data_dir, info, split, _encode_batch(config), kept_in
             )
             for split in ("train", "val")
             if info.num_clips(split) > 0
         }
         first = slice(0, _STANDARDIZATION_CLIPS)
         return _Batches(
-            model.classifier,
+            model.trained,
             lambda epoch, skip: feature_cache.train_feature_dataset(
                 tables["train"], info, batch_size, seed, epoch, skip
             ),
             feature_cache.eval_feature_dataset(tables["val"], batch_size) if has_val else None,
-            lambda: iter([(tables["train"].features[first], tables["train"].mask[first])]),
+            lambda: iter(
+                [{"features": tables["train"].features[first], "mask": tables["train"].mask[first]}]
+            ),
         )
 
-    def some_features() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        encode = tf.function(lambda inputs: tf.cast(model.encoder(inputs, training=False), tf.float32))
+    def some_inputs() -> Iterator[dict[str, np.ndarray]]:
         left = _STANDARDIZATION_CLIPS
         batches = input_pipeline.eval_dataset(
             data_dir, info, _encode_batch(config), "train", config.num_frames
@@ -348,7 +349,7 @@ def _batches(config: TrainConfig, info: shards.DatasetInfo, model: FusedModel) -
         for inputs, _, weight in batches:
             real = np.flatnonzero(weight.numpy())[:left]
             left -= len(real)
-            yield encode(inputs).numpy()[real], inputs["mask"].numpy()[real]
+            yield {name: values.numpy()[real] for name, values in inputs.items()}
             if left == 0:
                 return
 
@@ -370,13 +371,16 @@ def _batches(config: TrainConfig, info: shards.DatasetInfo, model: FusedModel) -
         input_pipeline.eval_dataset(data_dir, info, batch_size, "val", config.num_frames)
         if has_val
         else None,
-        some_features,
+        some_inputs,
     )
 
 
 def _encode_batch(config: TrainConfig) -> int:
-    """Clips per call of a backbone that only looks: small, since a larger one gains nothing on any device."""
-    return min(config.batch_size, 8)
+    """Clips per call of a backbone that only looks: small, since a larger one gains nothing on any device.
+
+    A power of 2, as `cached_features` wants it.
+    """
+    return 1 << (min(config.batch_size, 8).bit_length() - 1)
 
 
 def _run_settings(run_dir: Path, config: TrainConfig, info: shards.DatasetInfo) -> dict[str, Any]:
