@@ -182,7 +182,7 @@ def test_a_killed_computation_goes_on_behind_its_last_finished_part(
     assert "is damaged in" not in caplog.text
 
 
-@pytest.mark.parametrize(("name", "clip"), [("features", 3), ("mask", 0), ("label", 7)])
+@pytest.mark.parametrize(("name", "clips"), [("features", [3]), ("mask", [0]), ("label", [1, 7])])
 def test_a_damaged_part_is_computed_again(
     folder: str,
     info: shards.DatasetInfo,
@@ -190,27 +190,27 @@ def test_a_damaged_part_is_computed_again(
     seen: list[int],
     caplog: pytest.LogCaptureFixture,
     name: str,
-    clip: int,
+    clips: list[int],
 ) -> None:
     frozen = _build().frozen
     table = feature_cache.cached_features(frozen, folder, info, "train", 2, str(tmp_path))
     sound = {field: getattr(table, field).copy() for field in ("features", "mask", "label")}
     (path,) = tmp_path.rglob(f"{name}.npy")
     damaged = np.load(path, mmap_mode="r+")
-    damaged.view(np.uint8).reshape(8, -1)[clip, 0] ^= 1
+    damaged.view(np.uint8).reshape(8, -1)[clips, 0] ^= 1
     damaged.flush()
     seen.clear()
     again = feature_cache.cached_features(frozen, folder, info, "train", 2, str(tmp_path))
-    part = clip // 2 * 2
-    assert sum(seen) == sound["mask"][part : part + 2].sum()
+    again_clips = sorted({clip // 2 * 2 + place for clip in clips for place in (0, 1)})
+    assert sum(seen) == sound["mask"][again_clips].sum()
     for field, values in sound.items():
         assert (getattr(again, field) == values).all()
-    assert f"{path} is damaged in 1 of its 4 parts; these are computed again." in caplog.text
+    assert f"{path} is damaged in {len(clips)} of its 4 parts; these are computed again." in caplog.text
     assert caplog.text.count("is damaged in") == 1
 
 
-@pytest.mark.parametrize("damage", ["cut", "emptied", "deleted"])
-def test_a_file_that_is_cut_short_is_made_anew(
+@pytest.mark.parametrize("damage", ["cut", "emptied", "deleted", "of another shape"])
+def test_a_file_that_is_no_table_is_made_anew(
     folder: str, info: shards.DatasetInfo, tmp_path: Path, damage: str
 ) -> None:
     frozen = _build().frozen
@@ -218,6 +218,8 @@ def test_a_file_that_is_cut_short_is_made_anew(
     (path,) = tmp_path.rglob("features.npy")
     if damage == "deleted":
         path.unlink()
+    elif damage == "of another shape":
+        np.save(path, np.zeros((2, 4, 7), np.float32))
     else:
         os.truncate(path, 0 if damage == "emptied" else path.stat().st_size - 1)
     again = feature_cache.cached_features(frozen, folder, info, "val", 2, str(tmp_path))
@@ -247,7 +249,7 @@ def test_what_float16_cannot_hold_is_refused(folder: str, info: shards.DatasetIn
         feature_cache.FeatureCacheError, match="holds 656[0-9.]+, more .* float16 .*--cache_features=off"
     ):
         feature_cache.cached_features(built.frozen, folder, info, "val", 2, str(tmp_path))
-    assert not list(tmp_path.glob("features/*.npy"))
+    assert not list(tmp_path.glob("features/*/*.npy"))
 
 
 def test_a_full_disk_is_noticed_before_anything_is_computed(
