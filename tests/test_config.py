@@ -8,6 +8,7 @@ from vidpipe.config import (
     ConversionConfig,
     ManifestConfig,
     ModelConfig,
+    OptimizerConfig,
     TrainConfig,
     differences,
     fingerprint,
@@ -18,7 +19,7 @@ from vidpipe.spec import ClipSpec, VidpipeError
 
 
 def test_json_round_trip_of_nested_settings() -> None:
-    config = TrainConfig("data", "run", ModelConfig(fine_tune="block5"), learning_rate=3e-4)
+    config = TrainConfig("data", "run", ModelConfig(fine_tune="block5"), OptimizerConfig(ema=0.9))
     assert from_dict(TrainConfig, to_dict(config)) == config
 
 
@@ -78,22 +79,33 @@ def test_the_size_of_the_stored_frames(
             "shard_size_mb must be above 0",
         ),
         (lambda: TrainConfig("d", "r", epochs=0), "epochs must be at least 1; got 0"),
-        (lambda: TrainConfig("d", "r", learning_rate=0), "learning_rate must be above 0"),
+        (lambda: OptimizerConfig(learning_rate=0), "learning_rate must be above 0; got 0"),
+        (lambda: OptimizerConfig(clip_norm=0), "clip_norm must be above 0; got 0"),
+        (lambda: OptimizerConfig(weight_decay=-1), "weight_decay must be 0 or more; got -1"),
+        (lambda: OptimizerConfig(ema=1), r"ema must be in \[0, 1\); got 1"),
+        (lambda: OptimizerConfig(name="adam"), "optimizer must be one of adamw, sgd; got adam"),
+        (lambda: OptimizerConfig(schedule="linear"), "schedule must be one of constant, cosine"),
+        (lambda: TrainConfig("d", "r", batch_size=10, accumulate=4), "divide batch_size; got 4 and 10"),
+        (lambda: TrainConfig("d", "r", label_smoothing=1), r"label_smoothing must be in \[0, 1\); got 1"),
+        (lambda: TrainConfig("d", "r", class_weights="x"), "class_weights must be one of none, balanced"),
+        (lambda: TrainConfig("d", "r", strategy="two"), "strategy must be one of auto, one, mirrored"),
+        (lambda: TrainConfig("d", "r", cache_gb=-1), "cache_gb must be 0 or more; got -1"),
+        (lambda: TrainConfig("d", "r", profile_steps=(3, 2)), r"FIRST:LAST, from 1; got \(3, 2\)"),
         (
             lambda: TrainConfig("d", "r", ModelConfig(fine_tune="all"), cache_features="on"),
-            "cache_features=on needs a frozen backbone",
+            "cache_features=on needs frozen blocks",
         ),
         (
             lambda: TrainConfig("d", "r", augment="flip", cache_features="on"),
-            "sees the same frames in every epoch; got fine_tune=none, augment=flip",
+            "see the same frames in every epoch; got fine_tune=none, augment=flip",
         ),
         (
             lambda: TrainConfig("d", "r", num_frames=4, cache_features="on"),
-            "sees the same frames in every epoch; .*num_frames=4",
+            "see the same frames in every epoch; .*num_frames=4",
         ),
         (
             lambda: TrainConfig("d", "r", mixup=0.2, cache_features="on"),
-            "sees the same frames in every epoch; .*mixup=0.2",
+            "see the same frames in every epoch; .*mixup=0.2",
         ),
         (lambda: TrainConfig("d", "r", mixup=-1), "mixup must be 0 or more"),
         (

@@ -12,7 +12,7 @@ import pytest
 from vidpipe import evaluate, export, shards
 from vidpipe.config import ClipConfig, ModelConfig
 from vidpipe.input_pipeline import eval_dataset
-from vidpipe.model import FusedModel, ModelCard, build_model, save_model
+from vidpipe.model import FusedModel, ModelCard, build_model, feature_extractor, save_model
 
 CLASSES = ("long", "short")
 
@@ -50,7 +50,7 @@ def test_the_npz_holds_the_model_s_features(
     exported: dict[str, np.ndarray], model: FusedModel, data_dir: str, info: shards.DatasetInfo
 ) -> None:
     ((inputs, label, _),) = eval_dataset(data_dir, info, 6, "test")
-    expected = model.encoder(inputs).numpy()
+    expected = feature_extractor(model.fused)(inputs).numpy()
     assert {name: (values.dtype.kind, values.shape) for name, values in exported.items()} == {
         "features": ("f", (6, 4, 512)), "mask": ("b", (6, 4)), "label": ("i", (6,)),
         "video_id": ("U", (6,)), "classes": ("U", (2,)),
@@ -99,7 +99,7 @@ def test_a_model_of_fewer_frames_in_half_precision_gives_float32(
     path = tmp_path / "val.npz"
     assert export.export_features(str(tmp_path), data_dir, "val", str(path)) == (2, 2, 512)
     ((inputs, _, _),) = eval_dataset(data_dir, info, 2, "val", num_frames=2)
-    expected = fused.encoder(inputs)
+    expected = feature_extractor(fused.fused)(inputs)
     assert expected.dtype == "bfloat16"
     with np.load(path, allow_pickle=False) as archive:
         np.testing.assert_allclose(archive["features"], keras.ops.cast(expected, "float32"), rtol=0.02)

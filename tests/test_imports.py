@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     "spec", "sampling", "config", "manifest", "video", "records", "remote", "shards", "progress", "convert",
     "convert_beam", "verify", "shard_cache", "augment", "input_pipeline", "report", "backbone", "model",
-    "memory", "feature_cache",
-    "checkpoint", "train", "evaluate", "export", "predict",
+    "memory", "feature_cache", "checkpoint", "optimizer", "step", "distribution", "loop", "train", "evaluate",
+    "export", "predict",
 )  # fmt: skip
 SHARED = {"spec", "sampling", "config", "records", "remote", "shards", "progress", "video"}
 DOORS = {

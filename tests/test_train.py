@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -16,8 +17,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from vidpipe import checkpoint, input_pipeline, model, shards, train
-from vidpipe.config import FINE_TUNE, TrainConfig
+from vidpipe import checkpoint, feature_cache, input_pipeline, loop, model, shards, train
+from vidpipe.config import FINE_TUNE, OptimizerConfig, TrainConfig
+from vidpipe.spec import VidpipeError
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -71,7 +73,7 @@ def test_a_run_leaves_its_papers(finished: Path) -> None:
     with (finished / "history.csv").open() as file:
         history = list(csv.DictReader(file))
     assert [row["epoch"] for row in history] == ["1", "2", "3"]
-    assert tuple(history[0]) == train.HISTORY_COLUMNS
+    assert tuple(history[0]) == loop.HISTORY_COLUMNS
     metrics = json.loads((finished / "metrics.json").read_text())
     losses = [float(row["val_loss"]) for row in history]
     assert metrics["best_epoch"] == 1 + losses.index(min(losses))
@@ -106,8 +108,8 @@ def test_a_finished_run_does_nothing(finished: Path, train_config: MakeConfig) -
 
 
 def test_other_settings_on_an_existing_run_are_refused(finished: Path, train_config: MakeConfig) -> None:
-    with pytest.raises(train.TrainError, match=r"other settings \(learning_rate: 0.001 -> 0.5\)"):
-        train.train(train_config(finished, learning_rate=0.5))
+    with pytest.raises(train.TrainError, match=r"other settings \(optimizer.learning_rate: 0.001 -> 0.5\)"):
+        train.train(train_config(finished, optimizer=OptimizerConfig(learning_rate=0.5)))
 
 
 def test_the_cache_changes_no_loss(tmp_path: Path, finished: Path, train_config: MakeConfig) -> None:
@@ -120,7 +122,11 @@ def test_the_cache_changes_no_loss(tmp_path: Path, finished: Path, train_config:
         np.testing.assert_allclose(uncached, cached, rtol=1e-4)
 
 
-DRAWN = {"fine_tune": "block5", "augment": "flip_crop_colour", "mixup": 0.4, "num_frames": 3}
+DRAWN = {
+    "fine_tune": "block5", "augment": "flip_crop_colour", "mixup": 0.4, "num_frames": 3, "accumulate": 3,
+    "label_smoothing": 0.1, "class_weights": "balanced",
+    "optimizer": OptimizerConfig("sgd", 1e-3, "cosine", 0.5, 0.1, 0.9, 0.01, clip_norm=1.0, ema=0.9),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=[{}, DRAWN], ids=["frozen", "block5 and augmentation"])
@@ -157,7 +163,7 @@ def test_a_run_killed_at_any_step_ends_as_if_it_never_had_been(
         if step == kill_at:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "save_checkpoint", killed)
+    monkeypatch.setattr(loop, "save_checkpoint", killed)
     with pytest.raises(KeyboardInterrupt):
         train.train(interrupted)
     monkeypatch.undo()
@@ -165,7 +171,7 @@ def test_a_run_killed_at_any_step_ends_as_if_it_never_had_been(
     ours, theirs = (model.load_model(run / "model.keras")[0].get_weights() for run in runs)
     for our, their in zip(ours, theirs, strict=True):
         assert (our == their).all()
-    exact = [name for name in train.HISTORY_COLUMNS if name not in ("seconds", "data_wait")]
+    exact = [name for name in loop.HISTORY_COLUMNS if name not in ("seconds", "data_wait")]
     histories = [
         [[row[name] for name in exact] for row in csv.DictReader((run / "history.csv").open())]
         for run in runs
@@ -183,14 +189,14 @@ def test_sigkill_in_the_middle_of_a_run_loses_nothing_before_the_last_checkpoint
     config = train_config(tmp_path / "run", epochs=2, checkpoint_every=1)
     script = f"""
 import os, signal
-from vidpipe import train
-from vidpipe.config import ModelConfig, TrainConfig
-save = train.save_checkpoint
+from vidpipe import loop, train
+from vidpipe.config import ModelConfig, OptimizerConfig, TrainConfig
+save = loop.save_checkpoint
 def save_then_die(folder, step, *rest):
     save(folder, step, *rest)
     if step == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-train.save_checkpoint = save_then_die
+loop.save_checkpoint = save_then_die
 train.train({config!r})
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -213,24 +219,43 @@ def test_without_validation_the_last_epoch_s_model_is_kept(
     assert (result.metrics["best_epoch"], result.metrics["val_loss"]) == (2, None)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, train_config: MakeConfig) -> None:
-    with pytest.raises(train.TrainError, match="The loss of epoch . is (nan|inf).*smaller --learning_rate"):
-        train.train(train_config(tmp_path / "run", learning_rate=1e38))
-    assert not (tmp_path / "run" / "metrics.json").exists()
+@pytest.mark.parametrize("poisoned", [0, 5, 7])
+def test_a_loss_that_is_no_number_names_its_step_and_clips(
+    tmp_path: Path, train_config: MakeConfig, poisoned: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = train_config(tmp_path / "run", head="notebook", checkpoint_every=1)
+    original = feature_cache.cached_features
+
+    def poison(*arguments: object) -> feature_cache.FeatureTable:
+        table = original(*arguments)  # type: ignore[arg-type]
+        features = np.array(table.features)
+        features[poisoned % len(features), 0, 0] = np.nan
+        return dataclasses.replace(table, features=features if len(features) == 8 else table.features)
+
+    monkeypatch.setattr(feature_cache, "cached_features", poison)
+    with pytest.raises(train.TrainError, match="No number .* in epoch 1, step .*smaller --lear") as raised:
+        train.train(config)
+    found = re.search(r"step (\d), on (.*?)\. The last good checkpoint is kept", str(raised.value))
+    assert found is not None
+    step, names = int(found[1]), found[2].split(", ")
+    assert shards.clip_rows(config.data_dir, "train")[poisoned]["video_id"] in names
+    assert len(names) == (2 if step == 3 else 3)
+    saved = [path.name for path in (tmp_path / "run" / "checkpoints").glob("*")]
+    assert sorted(saved)[-1:] == ([f"step-{step - 1:08d}.npz"] if step > 1 else [])
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path, train_config: MakeConfig) -> None:
+    """The loss of the only step is right, and its update is not."""
+    config = train_config(
+        tmp_path / "run", batch_size=8, epochs=1, optimizer=OptimizerConfig(learning_rate=1e38, name="sgd")
+    )
+    with pytest.raises(VidpipeError, match="The validation loss of epoch 1 is nan.*smaller --learning_rate"):
+        train.train(config)
+    assert not (tmp_path / "run" / "model.keras").exists()
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 @pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="there is a GPU")
-def test_the_loss_of_a_mixed_clip_is_shared_by_its_classes() -> None:
-    logits = tf.constant([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]])
-    of_class = -np.log(tf.nn.softmax(logits).numpy())
-    hard = train.clip_losses(tf.constant([0, 2]), logits).numpy()
-    np.testing.assert_allclose(hard, [of_class[0, 0], of_class[1, 2]], rtol=1e-6)
-    mixed = train.clip_losses(tf.constant([[0.3, 0.0, 0.7], [0.0, 1.0, 0.0]]), logits).numpy()
-    np.testing.assert_allclose(
-        mixed, [0.3 * of_class[0, 0] + 0.7 * of_class[0, 2], of_class[1, 1]], rtol=1e-6
-    )
-
-
 def test_precision_without_a_gpu() -> None:
     assert train.resolve_precision("auto") == "float32"
     with pytest.raises(train.TrainError, match="--precision=mixed_float16 needs a GPU.*--precision=float32"):
@@ -343,12 +368,26 @@ def test_a_read_error_that_passed_is_told_as_one(
         train.train(config)
 
 
-def test_an_error_that_is_not_of_a_record_passes(
+def test_running_out_of_memory_is_answered(
     tmp_path: Path, train_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
-        raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[9]\n\nHint")
 
     monkeypatch.setattr(input_pipeline, "eval_dataset", fail)
-    with pytest.raises(tf.errors.ResourceExhaustedError):
+    with pytest.raises(
+        train.TrainError,
+        match=r"Out of memory .*\(OOM when .*shape\[9\]\)\. .* --accumulate=6, .* --batch_size",
+    ):
+        train.train(train_config(tmp_path / "run", cache_features="off", accumulate=3))
+
+
+def test_an_error_that_nobody_can_mend_passes(
+    tmp_path: Path, train_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise tf.errors.InternalError(None, None, "a bug")
+
+    monkeypatch.setattr(input_pipeline, "eval_dataset", fail)
+    with pytest.raises(tf.errors.InternalError):
         train.train(train_config(tmp_path / "run", cache_features="off"))

@@ -16,7 +16,7 @@ from vidpipe.spec import VidpipeError
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
-    """Runs `main` with absl's flags and leaves with 0 done, 1 failed, 2 wrong usage.
+    """Runs `main` with absl's flags and leaves with 0 done, 1 failed, 2 wrong usage, 128 + n for signal n.
 
     A VidpipeError is the user's to mend: one line on stderr, no traceback.
     """
@@ -27,7 +27,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             code = main(arguments[1:]) or 0
         except VidpipeError as error:
             print(f"{_tool_name()}: {error}", file=sys.stderr)
-            code = 1
+            code = error.exit_code
         except KeyboardInterrupt:
             print(f"{_tool_name()}: interrupted", file=sys.stderr)
             code = 130
@@ -55,7 +55,9 @@ def load_tensorflow() -> None:
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
-        import tensorflow  # noqa: F401
+        import tensorflow
+
+        tensorflow.get_logger().setLevel(logging.ERROR)  # tf.distribute tells of every collective it traces
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)

@@ -15,6 +15,26 @@ FINE_TUNE = ("none", "block5", "block4", "block3", "block2", "block1", "all")
 AUGMENT = ("none", "flip", "flip_crop", "flip_crop_colour")
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 CACHE_FEATURES = ("auto", "on", "off")
+OPTIMIZERS = ("adamw", "sgd")
+SCHEDULES = ("constant", "cosine")
+CLASS_WEIGHTS = ("none", "balanced")
+STRATEGIES = ("auto", "one", "mirrored", "multi_worker")
+
+# What --recipe of tools/train.py sets where the command line does not. Measured in BUILD_NOTES.md.
+RECIPES: dict[str, dict[str, Any]] = {
+    "frozen": {"fine_tune": "none", "batch_size": "16", "epochs": 30},
+    "fine_tune": {
+        "fine_tune": "block5",
+        "batch_size": "16",
+        "epochs": 20,
+        "schedule": "cosine",
+        "warmup_epochs": 1.0,
+        "weight_decay": 0.01,
+        "clip_norm": 1.0,
+        "label_smoothing": 0.1,
+        "ema": 0.99,
+    },
+}
 
 _Config = TypeVar("_Config")
 
@@ -176,24 +196,74 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class OptimizerConfig:
+    """How weights are updated.
+
+    Attributes:
+      name: `adamw`, or `sgd` with Nesterov's momentum of 0.9.
+      learning_rate: of the head, after the warm-up.
+      schedule: `constant`, or `cosine` down to 0 at the end of the last epoch.
+      warmup_epochs: the learning rate rises over these; may be a fraction.
+      backbone_lr_scale: the learning rate of the backbone's topmost trained layer, as a share of the head's.
+      layer_decay: that of each layer below, as a share of the one above it.
+      weight_decay: decoupled: a step takes learning rate x weight_decay off every matrix.
+      clip_norm: longest gradient, all variables together; None leaves it.
+      ema: above 0, what is evaluated and saved are averages of the weights that keep this share at each step.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    schedule: str = "constant"
+    warmup_epochs: float = 0.0
+    backbone_lr_scale: float = 0.01
+    layer_decay: float = 1.0
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_choice("optimizer", self.name, OPTIMIZERS)
+        _check_choice("schedule", self.schedule, SCHEDULES)
+        for name in ("learning_rate", "backbone_lr_scale", "layer_decay", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} must be above 0; got {value}.")
+        for name in ("warmup_epochs", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} must be 0 or more; got {getattr(self, name)}.")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"ema must be in [0, 1); got {self.ema}.")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A training run.
 
     Attributes:
       data_dir: a committed dataset.
       run_dir: everything the run leaves behind goes here.
-      batch_size: clips per optimiser step.
-      learning_rate: of Adam.
+      init_from: the run_dir of another run, whose weights this one starts from.
+      epochs: at most; `patience` may end it before.
+      batch_size: clips per optimiser step; None takes the largest power of two up to 64 that fits the memory.
+      accumulate: a step's clips pass in so many parts, whose gradients are added up: less memory, same step.
+      label_smoothing: this share of each label is spread over all classes.
+      class_weights: `balanced` weighs each clip by (clips / classes / clips of its class).
+      patience: epochs without a lower validation loss after which the run ends; None runs all.
       num_frames: frames that the model takes of a stored clip, drawn anew in each epoch; None for all.
       augment: what else is drawn anew: `flip`, `flip_crop` or `flip_crop_colour`.
       mixup: above 0, clips are mixed in pairs with shares of Beta(mixup, mixup).
       precision: `auto` takes the best that the device has.
       cache_features: `auto` and `on` run a frozen backbone once per clip; `off` runs it in every epoch, as
-        does `auto` where what it sees is drawn anew.
+        does `auto` where what it sees is drawn anew or its features would take more than `cache_gb`.
+      cache_gb: disk that stored features may take, in 2**30 bytes.
       data_service: `host:port` of a tf.data service that decodes and augments the training clips; None does
         so here.
       input_ram_gb: what the input's buffers may take, in 2**30 bytes; None leaves it to tf.data.
       checkpoint_every: optimiser steps between checkpoints inside an epoch; None saves at its end only.
+      keep_checkpoints: how many of the newest are kept.
+      strategy: `auto` takes all machines of TF_CONFIG, else all GPUs.
+      deterministic: on a GPU, equal to the bit from run to run, and slower; a CPU always is.
+      profile_steps: first and last step of a profile for TensorBoard, counted from 1; None makes none.
       seed: of weights, order and dropout.
       cache_dir: a remote data_dir is copied here once; None reads it from where it lies.
     """
@@ -201,27 +271,50 @@ class TrainConfig:
     data_dir: str
     run_dir: str
     model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    init_from: str | None = None
     epochs: int = 10
-    batch_size: int = 64
-    learning_rate: float = 1e-3
+    batch_size: int | None = 64
+    accumulate: int = 1
+    label_smoothing: float = 0.0
+    class_weights: str = "none"
+    patience: int | None = None
     num_frames: int | None = None
     augment: str = "none"
     mixup: float = 0.0
     precision: str = "auto"
     cache_features: str = "auto"
+    cache_gb: float = 50.0
     data_service: str | None = None
     input_ram_gb: float | None = None
     checkpoint_every: int | None = None
+    keep_checkpoints: int = 2
+    strategy: str = "auto"
+    deterministic: bool = False
+    profile_steps: tuple[int, int] | None = None
     seed: int = 1
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        _check_at_least(self, epochs=1, batch_size=1, checkpoint_every=1, num_frames=1)
+        _check_at_least(
+            self, epochs=1, batch_size=1, accumulate=1, checkpoint_every=1, keep_checkpoints=1, num_frames=1,
+            patience=1,
+        )  # fmt: skip
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("cache_features", self.cache_features, CACHE_FEATURES)
-        if not self.learning_rate > 0:
-            raise ConfigError(f"learning_rate must be above 0; got {self.learning_rate}.")
         _check_choice("augment", self.augment, AUGMENT)
+        _check_choice("class_weights", self.class_weights, CLASS_WEIGHTS)
+        _check_choice("strategy", self.strategy, STRATEGIES)
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"label_smoothing must be in [0, 1); got {self.label_smoothing}.")
+        if not self.cache_gb >= 0:
+            raise ConfigError(f"cache_gb must be 0 or more; got {self.cache_gb}.")
+        if self.batch_size is not None and self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"accumulate must divide batch_size; got {self.accumulate} and {self.batch_size}."
+            )
+        if self.profile_steps is not None and not 1 <= self.profile_steps[0] <= self.profile_steps[1]:
+            raise ConfigError(f"profile_steps are FIRST:LAST, from 1; got {self.profile_steps}.")
         if not self.mixup >= 0:
             raise ConfigError(f"mixup must be 0 or more; got {self.mixup}.")
         if self.data_service is not None and self.checkpoint_every is not None:
@@ -238,16 +331,16 @@ class TrainConfig:
             raise ConfigError(f"input_ram_gb must be above 0; got {self.input_ram_gb}.")
         if self.cache_features == "on" and not self.can_cache_features:
             raise ConfigError(
-                "cache_features=on needs a frozen backbone that sees the same frames in every epoch; got "
+                "cache_features=on needs frozen blocks that see the same frames in every epoch; got "
                 f"fine_tune={self.model.fine_tune}, augment={self.augment}, mixup={self.mixup:g}, "
                 f"num_frames={self.num_frames}."
             )
 
     @property
     def can_cache_features(self) -> bool:
-        """Whether the backbone gives the same features in every epoch."""
+        """Whether the backbone has frozen blocks, and they give the same in every epoch."""
         drawn_anew = self.augment != "none" or self.mixup > 0 or self.num_frames is not None
-        return self.model.fine_tune == "none" and not drawn_anew
+        return self.model.fine_tune not in ("block1", "all") and not drawn_anew
 
 
 def to_dict(config: Any) -> dict[str, Any]:

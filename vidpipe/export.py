@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from vidpipe import evaluate, input_pipeline, remote, shard_cache, shards, verify
-from vidpipe.model import load_model
+from vidpipe.model import feature_extractor, load_model
 from vidpipe.progress import Progress
 from vidpipe.spec import VidpipeError
 
@@ -67,12 +66,12 @@ def export_features(
     with verify.named_damage(data_dir):
         shard_cache.fetch_shards(data_dir, folder, info, split)
         rows = shards.clip_rows(folder, split)
-    encoder = encoder_of(model)
-    shape = (info.num_clips(split), *encoder.output_shape[1:])
+    extractor = feature_extractor(model)
+    shape = (info.num_clips(split), *extractor.output_shape[1:])
 
     def batches() -> Iterator[_Batch]:
         dataset = input_pipeline.eval_dataset(folder, info, batch_size, split, card.num_frames)
-        encode = tf.function(lambda inputs: tf.cast(encoder(inputs, training=False), tf.float32))
+        encode = tf.function(lambda inputs: tf.cast(extractor(inputs, training=False), tf.float32))
         start = 0
         with Progress(f"Features of {split}", len(rows), "clips") as progress:
             for inputs, label, weight in dataset:
@@ -94,21 +93,6 @@ def export_features(
             f"Cannot write {path} ({error.strerror}). Make room, or its folder writable, or give another."
         ) from error
     return shape
-
-
-def encoder_of(model: keras.Model) -> keras.Model:
-    """The part of a fused model up to its head, `FusedModel.encoder` again: the two share their variables.
-
-    Args:
-      model: of `load_model`: {"frames", "mask"} -> logits.
-
-    Returns:
-      The same inputs -> features [B, T, D], zero where the mask is False.
-    """
-    # `head.input` would be the head's own placeholder; what it is called with in the fused graph is known to
-    # the node of that call alone.
-    features, _ = model.get_layer("head")._inbound_nodes[0].input_tensors
-    return keras.Model(model.input, features, name="encoder")
 
 
 def _write_npz(

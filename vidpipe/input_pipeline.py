@@ -179,6 +179,17 @@ def in_epoch_order(
     return clips.apply(tf.data.experimental.assert_cardinality(num_clips)).skip(skip_clips)
 
 
+def places_in_epoch_order(
+    info: DatasetInfo, split: str, seed: int, epoch: int, skip_clips: int = 0
+) -> tf.data.Dataset:
+    """The places of an epoch's clips among those of the split, int64 [], in the order of `train_dataset`."""
+    bounds = tf.constant(np.cumsum([0] + [shard.clips for shard in info.splits[split]]), tf.int64)
+    return in_epoch_order(
+        lambda shard: tf.data.Dataset.range(bounds[shard], bounds[shard + 1]),
+        info, split, seed, epoch, skip_clips,
+    )  # fmt: skip
+
+
 def eval_dataset(
     data_dir: str,
     info: DatasetInfo,

@@ -139,7 +139,7 @@ def build_model(config: ModelConfig, spec: ClipSpec, num_classes: int) -> FusedM
     logits = layers.Dense(num_classes, dtype="float32", name="logits")
 
     def classify(pooled: keras.KerasTensor) -> keras.KerasTensor:
-        # The name is how `adapt_standardization` finds the features in either model.
+        # The name is how `feature_extractor` finds the features in either model.
         return logits(head([layers.Identity(name=_POOLED)(pooled), mask]))
 
     encoded = _apply_to_real_frames(lambda real: backbone(preprocess(real)), frames, mask)
@@ -187,6 +187,15 @@ def _apply_to_real_frames(
     return spread * ops.cast(real, spread.dtype)
 
 
+def feature_extractor(model: keras.Model) -> keras.Model:
+    """The part of a model up to its head: its inputs -> features [B, T, D], zero where the mask is False.
+
+    Args:
+      model: `FusedModel.fused` or `.trained`, or of `load_model`; the two share their variables.
+    """
+    return keras.Model(model.input, model.get_layer(_POOLED).output)
+
+
 def adapt_standardization(
     model: keras.Model, batches: Iterable[Mapping[str, np.ndarray | tf.Tensor]]
 ) -> None:
@@ -199,8 +208,8 @@ def adapt_standardization(
     head = model.get_layer("head")
     if _STANDARDIZE not in [layer.name for layer in head.layers]:
         return
-    backbone = keras.Model(model.input, model.get_layer(_POOLED).output)
-    pooled = tf.function(lambda inputs: tf.cast(backbone(inputs, training=False), tf.float32))
+    extractor = feature_extractor(model)
+    pooled = tf.function(lambda inputs: tf.cast(extractor(inputs, training=False), tf.float32))
     count, total, squares = 0, np.float64(0), np.float64(0)
     for inputs in batches:
         real = pooled(inputs).numpy()[np.asarray(inputs["mask"])].astype(np.float64)

@@ -17,16 +17,20 @@ class Progress:
 
     On a terminal it is a tqdm bar (rate and time left with it), and log lines appear above the bar.
     Elsewhere it logs the same facts every 30 seconds. Both end with one line, unless `closing_line` is False
-    because the caller has a better one.
+    because the caller has a better one. `done` of them were so before.
     """
 
-    def __init__(self, description: str, total: int, unit: str, closing_line: bool = True) -> None:
+    def __init__(
+        self, description: str, total: int, unit: str, closing_line: bool = True, done: int = 0
+    ) -> None:
         self._description, self._total, self._unit = description, total, unit
         self._closing_line = closing_line
         self._on_terminal = sys.stderr.isatty()
-        self._bar = tqdm(desc=description, total=total, unit=unit, disable=not self._on_terminal, leave=False)
+        self._bar = tqdm(
+            desc=description, total=total, unit=unit, initial=done, disable=not self._on_terminal, leave=False
+        )
         self._redirect = logging_redirect_tqdm()
-        self._count = 0
+        self._count = self._done_before = done
         self._note = ""
         self._start = self._last_log = time.monotonic()
 
@@ -59,8 +63,8 @@ class Progress:
     def _write(self) -> None:
         self._last_log = time.monotonic()
         elapsed = self._last_log - self._start
-        rate = self._count / elapsed if elapsed > 0 else 0.0
+        rate = (self._count - self._done_before) / elapsed if elapsed > 0 else 0.0
         figures = f"{self._count}/{self._total} {self._unit} in {elapsed:.0f} s, {rate:.1f} {self._unit}/s"
-        if 0 < self._count < self._total:
+        if rate > 0 and self._count < self._total:
             figures += f", {(self._total - self._count) / rate:.0f} s left"
         _log.info("%s: %s%s", self._description, figures, f", {self._note}" if self._note else "")

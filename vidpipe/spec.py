@@ -6,7 +6,9 @@ SPLITS = ("train", "val", "test")
 
 
 class VidpipeError(Exception):
-    """Something the user can mend. Tools print its one line and exit with 1."""
+    """Something the user can mend. Tools print its one line and leave with the exit code."""
+
+    exit_code = 1
 
 
 @dataclass(frozen=True)
