@@ -40,6 +40,9 @@ _TRAIN = ("train.py", "--data_dir=d", "--run_dir=r")
         (_CONVERT, 1, "There is no folder v (video_dir)"),
         (_TRAIN, 1, "There is no folder d"),
         ((*_TRAIN, "--epochs=0"), 1, "epochs must be at least 1; got 0"),
+        ((*_TRAIN, "--batch_size=many"), 2, "--batch_size must be a number or auto; got many"),
+        ((*_TRAIN, "--profile_steps=5"), 2, "--profile_steps must be FIRST:LAST, such as 10:15; got 5"),
+        ((*_TRAIN, "--recipe=best"), 2, "--recipe=best: value should be one of <frozen|fine_tune>"),
         ((*_TRAIN, "--data_service=h:1", "--checkpoint_every=5"), 1, "does not go with data_service"),
         (("evaluate.py", "--data_dir=d", "--run_dir=r"), 1, "There is no trained model r/model.keras"),
         (("predict.py", "--run_dir=r"), 2, "name at least one video"),
@@ -157,3 +160,26 @@ def test_the_whole_path_through_the_tools(tmp_path: Path, videos: Path) -> None:
     prediction = json.loads(line)
     assert (prediction["video"], set(prediction["probabilities"])) == (good, {"long", "short"})
     assert prediction["predicted"] == max(prediction["probabilities"], key=prediction["probabilities"].get)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], (64, 10, "none", 0.0)),
+        (["--recipe=frozen"], (16, 30, "none", 0.0)),
+        (["--recipe=fine_tune"], (16, 20, "block5", 0.1)),
+        (["--recipe=fine_tune", "--epochs=10", "--batch_size=auto"], (None, 10, "block5", 0.1)),
+        (["--recipe=fine_tune", "--fine_tune=all", "--label_smoothing=0"], (16, 20, "all", 0.0)),
+    ],
+)
+def test_a_recipe_is_a_set_of_defaults(arguments: list[str], expected: tuple) -> None:
+    """In a process, since flags can be defined and parsed once only."""
+    script = (
+        "import sys, json, train; from absl import flags; from vidpipe.config import to_dict;"
+        "flags.FLAGS(sys.argv); print(json.dumps(to_dict(train._read_config())))"
+    )
+    command = [sys.executable, "-c", script, "--data_dir=d", "--run_dir=r", *arguments]
+    printed = subprocess.run(command, cwd=TOOLS, capture_output=True, text=True, check=True)
+    config = json.loads(printed.stdout)
+    found = (config["batch_size"], config["epochs"], config["model"]["fine_tune"], config["label_smoothing"])
+    assert found == expected

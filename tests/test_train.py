@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import logging
 import re
 import shutil
 import signal
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from vidpipe import checkpoint, feature_cache, input_pipeline, loop, model, shards, train
+from vidpipe import checkpoint, feature_cache, input_pipeline, loop, memory, model, shards, train
 from vidpipe.config import FINE_TUNE, OptimizerConfig, TrainConfig
 from vidpipe.spec import VidpipeError
 
@@ -391,3 +392,120 @@ def test_an_error_that_nobody_can_mend_passes(
     monkeypatch.setattr(input_pipeline, "eval_dataset", fail)
     with pytest.raises(tf.errors.InternalError):
         train.train(train_config(tmp_path / "run", cache_features="off"))
+
+
+def _with_memory(monkeypatch: pytest.MonkeyPatch, largest: int) -> None:
+    """A machine on which a step of `largest` clips fits, and of more does not."""
+    monkeypatch.setattr(memory, "available_bytes", lambda: largest * 2**30)
+    monkeypatch.setattr(
+        memory,
+        "estimate",
+        lambda _model, num_clips, _slots: memory.MemoryEstimate(0, 0, 0, num_clips * 2**30, 0),
+    )
+
+
+def test_a_step_that_will_not_fit_is_refused_with_what_would(
+    tmp_path: Path, train_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _with_memory(monkeypatch, largest=3)
+    config = train_config(tmp_path / "run", batch_size=8, epochs=1)
+    with pytest.raises(train.TrainError, match=r"on 8 clip.* needs about 8.0 GiB .*3.0 GiB.*--accumulate=4 "):
+        train.train(config)
+    assert not (tmp_path / "run").exists()
+    train.train(dataclasses.replace(config, accumulate=4))
+    _with_memory(monkeypatch, largest=0)
+    with pytest.raises(train.TrainError, match="Train fewer blocks"):
+        train.train(dataclasses.replace(config, run_dir=str(tmp_path / "other")))
+
+
+def test_auto_takes_the_largest_batch_that_fits_and_keeps_to_it(
+    tmp_path: Path, train_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _with_memory(monkeypatch, largest=3)
+    config = train_config(tmp_path, batch_size=None, epochs=1)
+    train.train(config)
+    assert json.loads((tmp_path / "config.json").read_text())["chosen_batch_size"] == 2
+    assert (tmp_path / "checkpoints" / "step-00000004.npz").exists()  # 8 clips in steps of 2
+    (tmp_path / "metrics.json").unlink()
+    _with_memory(monkeypatch, largest=100)
+    train.train(config)
+    assert json.loads((tmp_path / "config.json").read_text())["chosen_batch_size"] == 2
+
+
+def test_a_run_starts_from_the_weights_of_another(
+    tmp_path: Path, finished: Path, train_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny = OptimizerConfig(learning_rate=1e-12)
+    config = train_config(tmp_path / "run", "block5", epochs=1, init_from=str(finished), optimizer=tiny)
+    result = train.train(config)
+    best = json.loads((finished / "metrics.json").read_text())
+    # Block 4's output is kept in float16 for this run.
+    assert result.metrics["val_loss"] == pytest.approx(best["val_loss"], rel=1e-2)
+
+    theirs = tmp_path / "theirs"
+    shutil.copytree(finished, theirs)
+    other = dataclasses.replace(config, run_dir=str(tmp_path / "other"), init_from=str(theirs))
+    train.train(other)
+    (tmp_path / "other" / "metrics.json").unlink()
+    shutil.copy(tmp_path / "run" / "model.keras", theirs / "model.keras")
+    with pytest.raises(train.TrainError, match=r"other settings \(start_weights: \w{16} -> \w{16}\)"):
+        train.train(other)
+
+
+def test_a_run_that_came_to_nothing_may_begin_anew(tmp_path: Path, train_config: MakeConfig) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"epochs": 99}))
+    assert train.train(train_config(tmp_path, epochs=1)).metrics["epochs"] == 1
+
+
+def test_features_beyond_their_disk_are_not_kept(
+    tmp_path: Path, train_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = train_config(tmp_path / "run", "block5", epochs=1, cache_gb=1e-6)
+    with pytest.raises(
+        train.TrainError, match=r"features would take 0.0 GiB, and cache_gb is 1e-06. .* --cache_gb"
+    ):
+        train.train(dataclasses.replace(config, cache_features="on"))
+    with caplog.at_level(logging.INFO):
+        train.train(config)
+    assert "the whole backbone runs in every step" in caplog.text
+
+
+@pytest.mark.parametrize("fine_tune", ["block5", "block4"])
+def test_frozen_blocks_run_once_and_change_little(
+    tmp_path: Path, train_config: MakeConfig, fine_tune: str
+) -> None:
+    """Their output is kept in float16, which has eleven bits."""
+    losses = []
+    for cache_features in ("on", "off"):
+        config = train_config(
+            tmp_path / cache_features,
+            fine_tune,
+            cache_features=cache_features,
+            optimizer=OptimizerConfig(learning_rate=1e-4),
+        )
+        train.train(config)
+        rows = csv.DictReader((tmp_path / cache_features / "history.csv").open())
+        losses.append([[float(row["loss"]), float(row["val_loss"])] for row in rows])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=5e-3)
+    saved = [model.load_model(tmp_path / name / "model.keras")[0].get_weights() for name in ("on", "off")]
+    assert len(saved[0]) == len(saved[1])
+
+
+def test_only_real_frames_pass_the_backbone_in_a_step(
+    tmp_path: Path, train_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 train clips: 4 frames of each long video, and 1, 2, 3, 4 of the short ones that are in train."""
+    counted: list[int] = []
+    original = keras.layers.Conv2D.call
+
+    def count(self: keras.layers.Conv2D, inputs: tf.Tensor) -> tf.Tensor:
+        if self.name == "block1_conv1" and not isinstance(inputs, keras.KerasTensor):
+            tf.numpy_function(lambda frames: counted.append(frames), [tf.shape(inputs)[0]], [])
+        return original(self, inputs)
+
+    monkeypatch.setattr(keras.layers.Conv2D, "call", count)
+    config = train_config(tmp_path, "all", epochs=1, head="notebook")
+    train.train(config)
+    frames = sum(int(row["frames_kept"]) for row in shards.clip_rows(config.data_dir, "train"))
+    fillers = 1
+    assert sum(counted[:3]) == frames + fillers

@@ -255,9 +255,14 @@ class Loop:
         loss, right, clips = state.sums
         seconds = time.perf_counter() - start
         validation = self._evaluate()
-        val_loss, val_accuracy = (
-            (None, None) if validation is None else (validation.loss, validation.accuracy)
-        )
+        val_loss, val_accuracy = None, None
+        if validation is not None:
+            val_loss, val_accuracy = validation.loss, validation.accuracy
+            if not math.isfinite(val_loss):
+                raise TrainError(
+                    f"The validation loss of epoch {state.epoch + 1} is {val_loss}. The last good checkpoint "
+                    f"is kept in {self._run_dir}; in a new run_dir try {_REMEDIES}."
+                )
         row = {
             "epoch": state.epoch + 1, "loss": loss / clips, "accuracy": right / clips,
             "val_loss": val_loss, "val_accuracy": val_accuracy,
@@ -387,13 +392,7 @@ class Loop:
                 batch_logits, label, weight = (part.numpy() for part in self._steps.evaluate(*batch))
                 logits.append(batch_logits[weight > 0])
                 labels.append(label[weight > 0])
-        validation = _Validation(np.concatenate(labels), np.concatenate(logits))
-        if not math.isfinite(validation.loss):
-            raise TrainError(
-                f"The validation loss of epoch {self._state.epoch + 1} is {validation.loss}. The last good "
-                f"checkpoint is kept in {self._run_dir}; in a new run_dir try {_REMEDIES}."
-            )
-        return validation
+        return _Validation(np.concatenate(labels), np.concatenate(logits))
 
     def _keep_best(self, row: dict[str, Any]) -> None:
         """Saves model.keras where the validation loss is the lowest so far; every time without validation."""
