@@ -224,7 +224,7 @@ from vidpipe import memory
 from vidpipe.config import ModelConfig
 from vidpipe.model import build_model
 from vidpipe.spec import ClipSpec
-from vidpipe.train import clip_losses
+from vidpipe.step import clip_losses
 
 tf.config.experimental.enable_op_determinism()
 spec = ClipSpec(num_frames=8, height=64, width=64)
