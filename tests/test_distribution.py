@@ -90,9 +90,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory, train_config: MakeConfig) ->
     return config
 
 
-def test_two_devices_give_the_losses_of_one(tmp_path: Path, alone: TrainConfig) -> None:
-    """With cached blocks and in parts too, all at once: none of it may change a step."""
-    config = replace(alone, run_dir=str(tmp_path), strategy="mirrored", accumulate=3)
+@pytest.mark.parametrize("cached", [False, True], ids=["frames", "cached features"])
+def test_two_devices_give_the_losses_of_one(tmp_path: Path, alone: TrainConfig, cached: bool) -> None:
+    """In parts too: neither may change a step."""
+    if cached:
+        frozen = replace(alone.model, fine_tune="none")
+        alone = replace(alone, run_dir=str(tmp_path / "alone"), model=frozen, cache_features="on")
+        train.train(alone)
+    config = replace(alone, run_dir=str(tmp_path / "two"), strategy="mirrored", accumulate=3)
     code, errors = _ended(_start(config, devices=2))
     assert code == 0, errors
     np.testing.assert_allclose(_history(config.run_dir), _history(alone.run_dir), rtol=1e-5)

@@ -149,6 +149,9 @@ def test_the_estimate_reads_well() -> None:
     assert str(MemoryEstimate(*map(int, parts))) == (
         "7.4 GiB (weights 0.1, gradients 0.0, slots 0.1, activations 6.9, input 0.3)"
     )
+    assert str(MemoryEstimate(MIB, 0, 2 * MIB, 5 * MIB // 2, 0)) == (
+        "5.5 MiB (weights 1.0, gradients 0.0, slots 2.0, activations 2.5, input 0.0)"
+    )
 
 
 def per_clip(num_clips: int) -> MemoryEstimate:

@@ -120,7 +120,7 @@ def test_the_cache_changes_no_loss(tmp_path: Path, finished: Path, train_config:
             [float(row[column]) for row in csv.DictReader((folder / "history.csv").open())]
             for folder in (tmp_path / "run", finished)
         )
-        np.testing.assert_allclose(uncached, cached, rtol=1e-4)
+        np.testing.assert_allclose(uncached, cached, rtol=1e-5)
 
 
 DRAWN = {
@@ -261,6 +261,38 @@ def test_precision_without_a_gpu() -> None:
     assert train.resolve_precision("auto") == "float32"
     with pytest.raises(train.TrainError, match="--precision=mixed_float16 needs a GPU.*--precision=float32"):
         train.resolve_precision("mixed_float16")
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [((9, 0), "mixed_bfloat16"), ((8, 0), "mixed_bfloat16"), ((7, 5), "mixed_float16"), ((6, 1), "float32")],
+)
+def test_precision_goes_by_what_the_gpu_can(
+    capability: tuple[int, int], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: ["a GPU"])
+    monkeypatch.setattr(
+        tf.config.experimental, "get_device_details", lambda _: {"compute_capability": capability}
+    )
+    assert train.resolve_precision("auto") == precision
+    assert train.resolve_precision("mixed_float16") == "mixed_float16"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "asked", "expected"), [(["a GPU"], False, False), (["a GPU"], True, True), ([], False, True)]
+)
+def test_a_gpu_is_deterministic_on_demand_and_a_cpu_always(
+    tmp_path: Path, train_config: MakeConfig, gpus: list[str], asked: bool, expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Up to where the model would be built."""
+    switched: list[bool] = []
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: gpus)
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: switched.append(True))
+    monkeypatch.setattr(train, "_build", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train.train(train_config(tmp_path, precision="float32", deterministic=asked))
+    assert bool(switched) == expected
 
 
 def test_a_missing_weights_file_leaves_the_run_folder_free(tmp_path: Path, train_config: MakeConfig) -> None:
@@ -433,8 +465,9 @@ def test_auto_takes_the_largest_batch_that_fits_and_keeps_to_it(
 
 
 def test_a_run_starts_from_the_weights_of_another(
-    tmp_path: Path, finished: Path, train_config: MakeConfig, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, finished: Path, train_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(loop, "adapt_standardization", lambda *_: pytest.fail("it came with the weights"))
     tiny = OptimizerConfig(learning_rate=1e-12)
     config = train_config(tmp_path / "run", "block5", epochs=1, init_from=str(finished), optimizer=tiny)
     result = train.train(config)

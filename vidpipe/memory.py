@@ -58,8 +58,9 @@ class MemoryEstimate:
 
     def __str__(self) -> str:
         parts = ("weights", "gradients", "slots", "activations", "input")
-        sizes = ", ".join(f"{name} {getattr(self, name) / _GIB:.1f}" for name in parts)
-        return f"{self.total / _GIB:.1f} GiB ({sizes})"
+        unit, name_of_unit = (_GIB, "GiB") if self.total >= _GIB else (_MIB, "MiB")
+        sizes = ", ".join(f"{name} {getattr(self, name) / unit:.1f}" for name in parts)
+        return f"{self.total / unit:.1f} {name_of_unit} ({sizes})"
 
 
 @dataclass(frozen=True, eq=False)
