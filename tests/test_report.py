@@ -160,11 +160,15 @@ def clips() -> tuple[np.ndarray, np.ndarray]:
     return frames, np.arange(20) < np.array([[20], [1], [3]])
 
 
+_ABOVE = 16  # the frame numbers of the first row have room of their own
+
+
 def _picture(clips: tuple[np.ndarray, np.ndarray], titles: list[str], wrong: list[bool]) -> np.ndarray:
     image = report.predicted_clips_image(*clips, titles, wrong)
     assert image.dtype == np.uint8
-    assert image.shape == (3 * 132, 1320, 3)
-    return image
+    assert image.shape == (_ABOVE + 3 * 132, 1320, 3)
+    assert (image[:_ABOVE] < 128).any()
+    return image[_ABOVE:]
 
 
 def test_each_row_shows_its_clip_s_real_frames(clips: tuple[np.ndarray, np.ndarray]) -> None:

@@ -23,6 +23,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
     def guarded(arguments: list[str]) -> None:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+        logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its fonts at its first start
         try:
             code = main(arguments[1:]) or 0
         except VidpipeError as error:

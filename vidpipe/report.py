@@ -160,7 +160,8 @@ def _draw_curve(
 
 def _clip_rows(clips: Sequence[tuple[str, str, np.ndarray]]) -> Figure:
     """A row per clip: its title, in a colour, and some of its frames, uint8 [n, H, W, 3], n >= 1."""
-    size = (1.1 * _FRAMES_PER_CLIP + 3.2, 1.2 * len(clips))
+    above = 0.15  # the first row's frame numbers, inches
+    size = (1.1 * _FRAMES_PER_CLIP + 3.2, 1.2 * len(clips) + above)
     figure = Figure(size, _DPI)
     grid = figure.subplots(len(clips), _FRAMES_PER_CLIP, squeeze=False)
     for row, (title, colour, frames) in zip(grid, clips, strict=True):
@@ -173,7 +174,8 @@ def _clip_rows(clips: Sequence[tuple[str, str, np.ndarray]]) -> Figure:
         lines = "\n".join(textwrap.fill(line, _TITLE_CHARACTERS) for line in title.splitlines())
         text = row[0].text(-0.1, 0.5, lines, transform=row[0].transAxes, ha="right", va="center", fontsize=7)
         text.set(color=colour, parse_math=False)
-    figure.subplots_adjust(left=3.1 / size[0], right=0.995, top=0.99, bottom=0.005, wspace=0.03, hspace=0.2)
+    top = 1 - above / size[1]
+    figure.subplots_adjust(left=3.1 / size[0], right=0.995, top=top, bottom=0.005, wspace=0.03, hspace=0.2)
     return figure
 
 
