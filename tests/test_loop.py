@@ -36,29 +36,36 @@ def _summaries(run_dir: Path) -> Iterator[Any]:
             yield from tf.compat.v1.Event.FromString(record.numpy()).summary.value
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [
+        pytest.param(signal.SIGTERM, 5, id="SIGTERM in an epoch"),
+        pytest.param(signal.SIGINT, 6, id="Ctrl-C in the last step of one"),
+    ],
+)
 def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_from_it(
-    tmp_path: Path, train_config: MakeConfig, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path: Path, train_config: MakeConfig, number: signal.Signals, step: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """Without checkpoint_every, so that nothing else writes one inside an epoch."""
     straight, stopped = (train_config(tmp_path / name) for name in ("straight", "stopped"))
     train.train(straight)
     original = loop.Loop._step
 
-    def asked_in_step_5(self: loop.Loop, batch: tuple) -> bool:
-        if self._state.step == 4:
+    def asked(self: loop.Loop, batch: tuple) -> bool:
+        if self._state.step == step - 1:
             os.kill(os.getpid(), number)
         return original(self, batch)
 
-    monkeypatch.setattr(loop.Loop, "_step", asked_in_step_5)
+    monkeypatch.setattr(loop.Loop, "_step", asked)
     handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(
-        loop.StoppedError, match=f"{number.name} after epoch 2, step 3.*goes on there"
+        loop.StoppedError, match=f"{number.name} after epoch 2, step {step - 3}.*goes on there"
     ) as raised:
         train.train(stopped)
     assert raised.value.exit_code == 128 + number
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
-    assert Path(stopped.run_dir, "checkpoints", "step-00000006.npz").exists()
+    assert Path(stopped.run_dir, "checkpoints", f"step-{step:08d}.npz").exists()
     monkeypatch.undo()
     train.train(stopped)
     assert _history(stopped.run_dir) == _history(straight.run_dir)

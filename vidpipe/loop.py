@@ -197,6 +197,7 @@ class Loop:
         self._optimizer, self._strategy = trained.optimizer, trained.strategy
         self._run_dir = Path(config.run_dir)
         self._chief = distribution.is_chief(self._strategy)
+        self._alone = distribution.num_workers(self._strategy) == 1
         self._num_clips = info.num_clips("train")
         self._batch_size = batches.batch_size
         self._steps_in_epoch = math.ceil(self._num_clips / self._batch_size)
@@ -224,6 +225,8 @@ class Loop:
         self._restore()
         while self._state.epoch < self._config.epochs and not self._out_of_patience():
             self._run_epoch()
+        if self._out_of_patience():
+            _log.info("No lower validation loss in %d epochs: the run ends.", self._config.patience)
         best = self._state.history[self._state.best_epoch - 1]
         metrics = {"best_epoch": best["epoch"], "epochs": self._state.epoch}
         metrics |= {name: value for name, value in best.items() if name != "epoch"}
@@ -242,11 +245,8 @@ class Loop:
         distribution.check_agreement(self._strategy, self._state.step)
 
     def _out_of_patience(self) -> bool:
-        state, patience = self._state, self._config.patience
-        if patience is None or state.epoch - state.best_epoch < patience:
-            return False
-        _log.info("No lower validation loss in %d epochs: the run ends.", patience)
-        return True
+        patience = self._config.patience
+        return patience is not None and self._state.epoch - self._state.best_epoch >= patience
 
     def _run_epoch(self) -> None:
         state = self._state
@@ -318,14 +318,14 @@ class Loop:
         return waited
 
     def _step(self, batch: tuple[Any, Any, Any]) -> bool:
-        """One step; returns whether a worker was asked to end by the time of the step before."""
+        """One step; returns whether the run is to end after it."""
         state, profiled = self._state, self._config.profile_steps
         number = state.step + 1
         if self._chief and profiled is not None and number == profiled[0]:
             tf.profiler.experimental.start(str(self._run_dir / "tensorboard"))
         self._optimizer.learning_rate = self._learning_rate(state.step)
         sums = self._steps.train(*batch, tf.constant(float(self._stop.number is not None)))
-        stop = self._read_sums()
+        asked_before = self._read_sums()
         self._unread = sums
         state.step += 1
         state.step_in_epoch += 1
@@ -333,7 +333,8 @@ class Loop:
             sums.numpy()
             tf.profiler.experimental.stop()
             _log.info("Profile of steps %d to %d: in %s/tensorboard.", *profiled, self._run_dir)
-        return stop
+        # Several workers must end after the same step: that in which all have read of it.
+        return self._stop.number is not None if self._alone else asked_before
 
     def _read_sums(self) -> bool:
         """Adds up what the last step found; returns whether a worker was asked to end before it.
