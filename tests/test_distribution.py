@@ -80,7 +80,7 @@ def _history(run_dir: str) -> np.ndarray:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, train_config: MakeConfig) -> TrainConfig:
     """A run of one replica whose steps replicas can share: without dropout, which each draws for itself."""
-    optimizer = OptimizerConfig("adamw", 1e-3, "cosine", 0.5, 0.1, 0.9, 0.01, clip_norm=0.5, ema=0.5)
+    optimizer = OptimizerConfig("adamw", 1e-4, "cosine", 0.5, 0.1, 0.9, 0.01, clip_norm=0.5, ema=0.5)
     config = train_config(
         tmp_path_factory.mktemp("alone"), "block5", optimizer=optimizer, epochs=3, batch_size=6,
         checkpoint_every=1, cache_features="off", label_smoothing=0.1, class_weights="balanced",
