@@ -25,7 +25,8 @@ the step, and taking it; against the same model in which keras.layers.TimeDistri
 steps, in turn in one process: with a frozen backbone (and no stored features), against the same peer; and
 with a frozen backbone, with fine_tune=block5, and with all of it trained, against the floor: the bare
 convolutions of the same frames. That is VGG16's forward pass alone, and the backward pass through what is
-trained; no preprocessing, head, loss or optimizer. The goal is at most 1.10.
+trained; no preprocessing, head, loss or optimizer. The goal is at most 1.10. Wall time, and without a GPU
+CPU time too: other jobs on the machine do not count there, nor does a core that stands idle.
 train: the notebook's whole job, from video files to trained weights, in a fresh process for each side. It
 loads every frame of a video, keeps the first T, computes the features of each by a predict() of its own, and
 fits its head for ten epochs. Ours converts the videos (with sampling=head: the same frames), computes the
