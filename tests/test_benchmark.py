@@ -297,6 +297,20 @@ def test_train_compares_equal_work_only(monkeypatch: pytest.MonkeyPatch) -> None
         next(measure_training.benchmark_train("videos", [], ClipConfig(), 1))
 
 
+def test_ours_and_theirs_come_first_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    def run_here(run: Callable) -> object:
+        called.append(run)
+        return run()
+
+    monkeypatch.setattr(measure_training, "in_fresh_process", run_here)
+    ours, theirs = (lambda: "ours"), (lambda: "theirs")
+    both = [measure_training._in_turn(repeat, ours, theirs) for repeat in range(2)]
+    assert both == [("ours", "theirs"), ("ours", "theirs")]
+    assert called == [theirs, ours, ours, theirs]
+
+
 @pytest.mark.parametrize("name", ["decode", "convert", "input", "train"])
 def test_what_reads_videos_asks_for_them(name: str, capsys: pytest.CaptureFixture) -> None:
     with flagsaver.flagsaver(), pytest.raises(SystemExit, match="2"):

@@ -143,7 +143,7 @@ def build_fused(config: ModelConfig, spec: ClipSpec) -> "keras.Model":
 def build_time_distributed(config: ModelConfig, spec: ClipSpec) -> "keras.Model":
     """The same model with Keras's layer for what is done to each time step."""
     import keras
-    from keras import layers, ops
+    from keras import layers
 
     from vidpipe.backbone import build_backbone, freeze_blocks
     from vidpipe.model import HEADS
@@ -152,8 +152,8 @@ def build_time_distributed(config: ModelConfig, spec: ClipSpec) -> "keras.Model"
     freeze_blocks(config.backbone, backbone, config.fine_tune)
     frames = keras.Input((spec.num_frames, spec.height, spec.width, 3), dtype="uint8", name="frames")
     mask = keras.Input((spec.num_frames,), dtype="bool", name="mask")
-    encoded = layers.TimeDistributed(backbone)(layers.TimeDistributed(preprocess)(frames))
-    features = encoded * ops.cast(ops.expand_dims(mask, -1), encoded.dtype)
+    # Those of padding too; the heads leave them out.
+    features = layers.TimeDistributed(backbone)(layers.TimeDistributed(preprocess)(frames))
     logits = layers.Dense(_NUM_CLASSES, dtype="float32")
     return keras.Model(
         {"frames": frames, "mask": mask}, logits(HEADS[config.head](features, mask, config.dropout))
