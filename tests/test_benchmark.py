@@ -4,16 +4,27 @@ import importlib.util
 import json
 import math
 import os
+import pickle
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import cv2
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from absl import flags
+from absl.testing import flagsaver
 
 import benchmark
+import measure_input
+import measure_training
 from synthetic import write_class_folders
 from test_tools import run_tool
 from vidpipe import video
-from vidpipe.config import ClipConfig
+from vidpipe.config import ClipConfig, ModelConfig
+from vidpipe.model import feature_extractor
 
 
 @pytest.fixture
@@ -22,19 +33,25 @@ def few_videos(tmp_path: Path) -> Path:
     return tmp_path / "videos"
 
 
-def run_benchmark(name: str, video_dir: Path) -> tuple[list[dict], str]:
+def run_benchmark(name: str, video_dir: Path, *more: str) -> tuple[list[dict], str]:
     """The rows of one round, as written with --json, and what was printed."""
     table = video_dir / "table.json"
-    ended = run_tool("benchmark.py", name, f"--video_dir={video_dir}", "--repeats=1", f"--json={table}")
+    ended = run_tool(
+        "benchmark.py", name, f"--video_dir={video_dir}", "--repeats=1", f"--json={table}", *more
+    )
     assert ended.returncode == 0, ended.stderr
+    return checked_rows(table, ended.stdout), ended.stdout
+
+
+def checked_rows(table: Path, printed: str) -> list[dict]:
     rows = json.loads(table.read_text())
     for row in rows:
         assert list(row) == [
             "what", "unit", "against", "ours", "theirs", "ratio", "ratio_min", "ratio_max",
         ]  # fmt: skip
         assert row["ratio_min"] == row["ratio"] == row["ratio_max"] == row["ours"] / row["theirs"]
-        assert f"{row['against']}, {row['unit']}\n" in ended.stdout
-    return rows, ended.stdout
+        assert f"{row['against']}, {row['unit']}\n" in printed
+    return rows
 
 
 def test_decode_measures_against_floor_notebook_and_the_peers_that_are_there(
@@ -103,7 +120,7 @@ def test_pytorch_loads_every_clip(few_videos: Path) -> None:
     pytest.importorskip("av")
     pytest.importorskip("torch")
     cores = sorted(os.sched_getaffinity(0))[:2]
-    assert benchmark._in_fresh_process(benchmark._load_epoch, videos_in(few_videos), cores) > 0
+    assert measure_input.in_fresh_process(measure_input._load_epoch, videos_in(few_videos), cores) > 0
 
 
 def test_pytorch_gets_the_clips_that_ours_gives(few_videos: Path) -> None:
@@ -119,15 +136,15 @@ def test_pytorch_gets_the_clips_that_ours_gives(few_videos: Path) -> None:
             assert not frames[~mask].any()
 
 
-def videos_in(video_dir: Path) -> benchmark._Videos:
+def videos_in(video_dir: Path) -> measure_input._Videos:
     paths = [str(path) for path in sorted(video_dir.rglob("*.avi"))]
-    return benchmark._Videos(paths, [video.read_clip(path, ClipConfig()).frame_indices for path in paths])
+    return measure_input._Videos(paths, [video.read_clip(path, ClipConfig()).frame_indices for path in paths])
 
 
-@pytest.mark.parametrize(("module", "peer"), [("av", benchmark._pyav), ("decord", benchmark._decord)])
+@pytest.mark.parametrize(("module", "peer"), [("av", measure_input._pyav), ("decord", measure_input._decord)])
 @pytest.mark.parametrize("image_size", [32, 16])
 def test_a_peer_gives_the_same_frames(
-    module: str, peer: benchmark.Peer, image_size: int, few_videos: Path
+    module: str, peer: measure_input.Peer, image_size: int, few_videos: Path
 ) -> None:
     pytest.importorskip(module)
     path = str(few_videos / "long" / "video_00.avi")
@@ -136,3 +153,167 @@ def test_a_peer_gives_the_same_frames(
     assert isinstance(theirs, np.ndarray)
     # Half a step of brightness between frames is 5.
     np.testing.assert_allclose(theirs.astype(int), ours.frames, atol=2)
+
+
+def test_the_notebook_loads_every_frame_and_those_of_ours_first(few_videos: Path) -> None:
+    path = str(few_videos / "long" / "video_00.avi")
+    ours = video.read_clip(path, ClipConfig(num_frames=4, sampling="head", image_size=32))
+    frames = measure_input.load_as_notebook(cv2.VideoCapture(path), 32)
+    assert frames.shape == (22, 32, 32, 3)
+    np.testing.assert_allclose(frames[:4].astype(int), ours.frames, atol=2)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Spares five imports of TensorFlow. What a fresh process gets still has to go through pickle."""
+
+    def run_here(run: Callable, *arguments: object) -> object:
+        run, arguments = pickle.loads(pickle.dumps((run, arguments)))
+        return run(*arguments)
+
+    monkeypatch.setattr(measure_training, "in_fresh_process", run_here)
+    before = keras.config.dtype_policy()
+    yield
+    keras.config.set_dtype_policy(before)
+
+
+def test_model_measures_against_time_distributed_and_bare_convolutions(
+    in_this_process: None, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with flagsaver.flagsaver():
+        size = ["--image_size=32", "--num_frames=2", "--clips=1"]
+        flags.FLAGS(["benchmark.py", *size, "--repeats=1", f"--json={tmp_path}/table.json"])
+        benchmark.main(["model"])
+    printed = capsys.readouterr().out
+    rows = checked_rows(tmp_path / "table.json", printed)
+    clocks = ["wall"] if tf.config.list_physical_devices("GPU") else ["wall", "CPU"]
+    assert [(row["what"], row["against"], row["unit"]) for row in rows] == [
+        ("first step, frozen", "TimeDistributed", "wall s"),
+        *[("step, frozen", "bare convolutions", f"{clock} ms/step") for clock in clocks],
+        *[("step, frozen", "TimeDistributed", f"{clock} ms/step") for clock in clocks],
+        *[("step, fine_tune=block5", "bare convolutions", f"{clock} ms/step") for clock in clocks],
+        *[("step, fine_tune=all", "bare convolutions", f"{clock} ms/step") for clock in clocks],
+    ]
+    first, frozen = rows[:2]
+    assert frozen["ours"] == rows[1 + len(clocks)]["ours"]
+    # A first step has the model built and the step traced.
+    assert 1000 * first["ours"] > 3 * frozen["ours"]
+    assert all(row["ours"] > 0 and row["theirs"] > 0 for row in rows)
+    assert printed.startswith("1 clips of 2 frames, 32 px, ")
+    assert max(map(len, printed.splitlines())) <= 110
+
+
+SPEC = ClipConfig(num_frames=2, image_size=32).model_spec()
+
+
+def num_convolutions(traced: tuple[Any, tuple]) -> list[int]:
+    """Of a step: forward, backward to kernels, backward to feature maps."""
+    function, arguments = traced
+    graph = function.get_concrete_function(*arguments).graph
+    # What nothing depends on is traced too, and dropped before the first step.
+    waiting = [*(output.op for output in graph.outputs), *graph.control_outputs]
+    found = set()
+    while waiting:
+        operation = waiting.pop()
+        if operation not in found:
+            found.add(operation)
+            waiting += [*(tensor.op for tensor in operation.inputs), *operation.control_inputs]
+    kinds = [operation.type for operation in found]
+    return [kinds.count(kind) for kind in ("Conv2D", "Conv2DBackpropFilter", "Conv2DBackpropInput")]
+
+
+@pytest.mark.parametrize(
+    ("fine_tune", "expected"), [("none", [13, 0, 0]), ("block5", [13, 3, 2]), ("all", [13, 13, 12])]
+)
+def test_the_floor_has_the_convolutions_of_a_step_on_the_same_frames(
+    fine_tune: str, expected: list[int]
+) -> None:
+    config = ModelConfig(backbone_weights="none", fine_tune=fine_tune)
+    fused = measure_training.build_fused(config, SPEC)
+    batch = measure_training.random_batch(SPEC, 3)
+    step = measure_training.training_step(fused, config, "float32", batch)
+    floor, images = measure_training.bare_convolutions(fused, batch)
+    assert num_convolutions(step) == num_convolutions((floor, images)) == expected
+    assert images[0].shape == (6, 32, 32, 3)
+    gained = floor(*images)
+    if fine_tune == "none":
+        np.testing.assert_allclose(
+            tf.reshape(gained, [3, 2, 512]), feature_extractor(fused)(step[1][0]), rtol=1e-5, atol=1e-5
+        )
+    else:
+        trained = fused.get_layer("backbone").trainable_variables
+        assert [gradient.shape for gradient in gained] == [variable.shape for variable in trained]
+        assert all(np.any(gradient) for gradient in gained)
+
+
+def test_a_step_counts_all_frames_as_real() -> None:
+    _, (inputs, label, weight, _) = measure_training.training_step(
+        keras.Sequential([keras.Input([1]), keras.layers.Dense(1)]), ModelConfig(), "float32",
+        measure_training.random_batch(SPEC, 3),
+    )  # fmt: skip
+    assert np.all(inputs["mask"]) and inputs["mask"].shape == (3, 2)
+    assert np.all(weight == 1) and label.shape == (3,)
+
+
+def test_time_distributed_is_the_same_model_with_a_copy_for_each_frame() -> None:
+    config = ModelConfig(backbone_weights="none")
+    ours = measure_training.build_fused(config, SPEC)
+    theirs = measure_training.build_time_distributed(config, SPEC)
+    theirs.set_weights(ours.get_weights())
+    frames, label = measure_training.random_batch(SPEC, 3)
+    inputs = {"frames": frames, "mask": tf.constant([[True, True], [True, False], [True, True]])}
+    np.testing.assert_allclose(ours(inputs), theirs(inputs), rtol=1e-5, atol=1e-5)
+    step = measure_training.training_step(theirs, config, "float32", (frames, label))
+    assert num_convolutions(step) == [2 * 13, 0, 0]
+
+
+def test_train_measures_epochs_and_the_notebooks_job(few_videos: Path) -> None:
+    rows, printed = run_benchmark("train", few_videos, "--image_size=32", "--num_frames=12")
+    assert [(row["what"], row["against"], row["unit"]) for row in rows] == [
+        ("features and epoch 1", "a later epoch", "wall ms/clip"),
+        ("features and epoch 1's steps", "a later epoch's", "wall ms/clip"),
+        ("convert", "the notebook", "wall ms/clip"),
+        ("features", "the notebook", "wall ms/clip"),
+        ("10 epochs", "the notebook", "wall ms/clip"),
+        ("from videos to weights", "the notebook", "wall ms/clip"),
+    ]
+    epoch, steps, *parts, whole = rows
+    for side in ("ours", "theirs"):
+        assert all(row[side] > 0 for row in rows)
+        assert epoch[side] > steps[side]
+        assert sum(part[side] for part in parts) == pytest.approx(whole[side])
+    # Nine later epochs are in the ten; so are the first, and what comes after it.
+    assert 9 * epoch["theirs"] < 2 * parts[2]["ours"]
+    assert printed.startswith("4 videos, 12 frames of each, 32 px, ")
+    assert max(map(len, printed.splitlines())) <= 110
+
+
+def test_train_compares_equal_work_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = {measure_training.vidpipe_job: 79, measure_training.notebook_job: 80}
+    monkeypatch.setattr(
+        measure_training, "in_fresh_process", lambda run, *_: measure_training.Job(1, 1, 1, jobs[run])
+    )
+    with pytest.raises(measure_training.UnequalWorkError, match="of 79 frames, the notebook those of 80"):
+        next(measure_training.benchmark_train("videos", [], ClipConfig(), 1))
+
+
+def test_ours_and_theirs_come_first_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    def run_here(run: Callable) -> object:
+        called.append(run)
+        return run()
+
+    monkeypatch.setattr(measure_training, "in_fresh_process", run_here)
+    ours, theirs = (lambda: "ours"), (lambda: "theirs")
+    both = [measure_training._in_turn(repeat, ours, theirs) for repeat in range(2)]
+    assert both == [("ours", "theirs"), ("ours", "theirs")]
+    assert called == [theirs, ours, ours, theirs]
+
+
+@pytest.mark.parametrize("name", ["decode", "convert", "input", "train"])
+def test_what_reads_videos_asks_for_them(name: str, capsys: pytest.CaptureFixture) -> None:
+    with flagsaver.flagsaver(), pytest.raises(SystemExit, match="2"):
+        flags.FLAGS(["benchmark.py"])
+        benchmark.main([name])
+    assert f"{name} needs --video_dir" in capsys.readouterr().err

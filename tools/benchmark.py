@@ -3,6 +3,8 @@
     python tools/benchmark.py decode --video_dir=/data/some_of_UCF-101 --json=decode.json
     python tools/benchmark.py convert --video_dir=/data/some_of_UCF-101
     python tools/benchmark.py input --video_dir=/data/some_of_UCF-101
+    python tools/benchmark.py model --clips=1
+    python tools/benchmark.py train --video_dir=/data/eight_of_UCF-101
 
 decode: CPU time per clip. Reading and encoding, against the floor: the bare grabbing of the frames up to the
 last wanted one plus the bare encoding of the kept ones. Reading alone, against PyAV and decord (which
@@ -17,414 +19,97 @@ folder (4 MB a clip). An epoch has every clip ten times, so that its start weigh
 on one core, all threads, against the floor: bare decode_jpeg of the same bytes on that core. Wall time per
 clip on two cores, against one; against PyTorch's DataLoader with two workers on the same two cores, which
 decodes the source videos with PyAV, told which frames; and of raw frames, against JPEG.
+model: training steps on random frames, weights and labels, in the precision that a run would choose; it needs
+no data. The first step, in a fresh process for each side, with TensorFlow loaded: building the model, tracing
+the step, and taking it; against the same model in which keras.layers.TimeDistributed applies VGG16. Later
+steps, in turn in one process: with a frozen backbone (and no stored features), against the same peer; and
+with a frozen backbone, with fine_tune=block5, and with all of it trained, against the floor: the bare
+convolutions of the same frames. That is VGG16's forward pass alone, and the backward pass through what is
+trained; no preprocessing, head, loss or optimizer. The goal is at most 1.10. Wall time, and without a GPU
+CPU time too: other jobs on the machine do not count there, nor does a core that stands idle.
+train: the notebook's whole job, from video files to trained weights, in a fresh process for each side. It
+loads every frame of a video, keeps the first T, computes the features of each by a predict() of its own, and
+fits its head for ten epochs. Ours converts the videos (with sampling=head: the same frames), computes the
+features, and trains --head=notebook for ten epochs. Wall time per clip, part by part and whole, without the
+import of TensorFlow; building VGG16 counts to the features. Neither has a validation split: after an epoch
+ours writes its model and a checkpoint, the notebook weights that are better. And of ours, the first epoch and
+the computing of the features, against later epochs, which read these: with all that is written after an
+epoch, and the steps alone. The goal is fifty times.
 
 A hundred videos are enough: a round of decode reads each of them 21 times, a round of convert 23 times, a
 round of input 40 times, ten of them as a video. With far fewer, the time of a converted clip drowns in the
-noise of the start-up, and that of a frame read in the start of the epoch.
+noise of the start-up, and that of a frame read in the start of the epoch. For train eight do where there is
+no GPU: a round passes their frames through VGG16 twice. A round of model passes its clips some 20 times.
 """
 
-import importlib
 import json
-import multiprocessing
-import os
 import platform
-import re
-import resource
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
-from statistics import mean, median
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
-import numpy as np
 from absl import flags
 
 import cli
-from vidpipe import video
-from vidpipe.config import ClipConfig, ConversionConfig, ManifestConfig
-from vidpipe.manifest import read_manifest
+import measure_input
+import measure_training
+from vidpipe.config import ClipConfig, ManifestConfig
+from vidpipe.manifest import VideoRow, read_manifest
 
-_VIDEO_DIR = flags.DEFINE_string("video_dir", None, "Videos in class folders.", required=True)
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Rounds over the videos; each gives one ratio.", lower_bound=1)
+_VIDEO_DIR = flags.DEFINE_string("video_dir", None, "Videos in class folders; model needs none.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Rounds over the work; each gives one ratio.", lower_bound=1)
 _JSON = flags.DEFINE_string("json", None, "Write the table here too.")
-
-_QUALITY = ConversionConfig.jpeg_quality
-_MANY = 10  # times the videos: to see whether memory grows, and for an epoch long enough
-_BATCH_SIZE = 16
-_ENCODINGS = ("jpeg", "raw")
-
-_Result = TypeVar("_Result")
-
-# Does the work that gave ours this clip; which frames, how many and how large it may take from the clip.
-Peer = Callable[[str, video.VideoClip], object]
-
-
-def benchmark_decode(paths: list[str], peers: dict[str, Peer]) -> Iterator[dict[str, Any]]:
-    """Ours against the floor and the peers for two samplings, and against the notebook's loader."""
-    uniform, head = ClipConfig(sampling="uniform"), ClipConfig(sampling="head")
-    for clip in (uniform, head):
-        what = f"read and encode, {clip.sampling}"
-        yield _paired(what, "bare grab and encode", paths, clip, _read_and_encode, _floor)
-    for clip in (uniform, head):
-        for name, peer in peers.items():
-            yield _paired(f"read, {clip.sampling}", name, paths, clip, video.read_clip, peer)
-    yield _paired("read, head", "the notebook's loader", paths, head, video.read_clip, _notebook_loader)
-
-
-def benchmark_convert(video_dir: str, paths: list[str]) -> Iterator[dict[str, Any]]:
-    """Time with two workers against one, CPU time against the floor, memory against ten times the videos."""
-    few, many = len(paths), _MANY * len(paths)
-    wall, clip, start_up, parent, worker = [], [], [], [], []
-    with tempfile.TemporaryDirectory() as many_dir:
-        _link_many(paths, video_dir, many_dir)
-        for _ in range(_REPEATS.value):
-            two = _in_fresh_process(_convert, video_dir, 2)
-            floor_ms = mean(_floor_ms(path) for path in paths)
-            ten, ten_by_one = (_in_fresh_process(_convert, many_dir, workers) for workers in (2, 1))
-            # They have the start-up in common; what the larger one took more, it took for its clips.
-            clip_sec = (ten.cpu_sec - two.cpu_sec) / (many - few)
-            wall.append((ten.wall_sec, ten_by_one.wall_sec))
-            clip.append((1000 * clip_sec, floor_ms))
-            start_up.append((two.cpu_sec - few * clip_sec, few * clip_sec))
-            parent.append((ten.parent_mib, two.parent_mib))
-            worker.append((ten.worker_mib, two.worker_mib))
-    yield _row(f"convert {many} videos, 2 workers", "wall s", "1 worker", wall)
-    yield _row("convert a clip", "CPU ms/clip", "bare grab and encode", clip)
-    yield _row("start-up of a conversion", "CPU s", f"its {few} clips", start_up)
-    yield _row(f"parent's memory, {many} videos", "MiB", f"{few} videos", parent)
-    yield _row(f"worker's memory, {many} videos", "MiB", f"{few} videos", worker)
-
-
-def benchmark_input(video_dir: str, paths: list[str], loader: str | None) -> Iterator[dict[str, Any]]:
-    """CPU time against bare decoding; wall time: two cores against one and a loader, raw against JPEG."""
-    cores = sorted(os.sched_getaffinity(0))[:2]
-    floor, by_one, by_loader, raw = [], [], [], []
-    videos = _Videos(paths, [video.read_clip(path, ClipConfig()).frame_indices for path in paths])
-    with tempfile.TemporaryDirectory() as records_dir:
-        _in_fresh_process(_make_records, video_dir, records_dir)
-        jpeg_dir, raw_dir = (f"{records_dir}/{encoding}" for encoding in _ENCODINGS)
-        for _ in range(_REPEATS.value):
-            one = _in_fresh_process(_read_epoch, jpeg_dir, cores[:1])
-            two = _in_fresh_process(_read_epoch, jpeg_dir, cores)
-            floor.append((one.frame_cpu_ms, one.floor_cpu_ms))
-            by_one.append((two.clip_ms, one.clip_ms))
-            raw.append((_in_fresh_process(_read_epoch, raw_dir, cores).clip_ms, two.clip_ms))
-            if loader is not None:
-                by_loader.append((two.clip_ms, _in_fresh_process(_load_epoch, videos, cores)))
-    yield _row("input, jpeg, 1 core", "CPU ms/frame", "bare decode_jpeg", floor)
-    yield _row("input, jpeg, 2 cores", "wall ms/clip", "1 core", by_one)
-    if loader is not None:
-        yield _row("input, jpeg, 2 cores", "wall ms/clip", loader, by_loader)
-    yield _row("input, raw, 2 cores", "wall ms/clip", "jpeg", raw)
-
-
-def installed_peers() -> dict[str, Peer]:
-    """The peers of decode by name and version."""
-    candidates = (_installed("PyAV", "av"), _pyav), (_installed("decord", "decord"), _decord)
-    return {name: read for name, read in candidates if name is not None}
-
-
-def installed_loader() -> str | None:
-    """The peer of input by name and version; it needs PyAV too."""
-    return _installed("PyTorch", "torch") if _installed("PyAV", "av") else None
-
-
-def _installed(name: str, module: str) -> str | None:
-    """The name with the version; None after a line that says how to have what is not installed."""
-    try:
-        return f"{name} {importlib.import_module(module).__version__}"
-    except ImportError:
-        print(f"{name} is not installed; its rows are left out. pip install '.[benchmark]' brings it.")
-        return None
-
-
-def _read_and_encode(path: str, clip: ClipConfig) -> object:
-    return video.read_encoded_clip(path, clip, "jpeg", _QUALITY)
-
-
-def _floor(path: str, same: video.VideoClip) -> None:
-    capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-    for _ in range(int(same.frame_indices[-1]) + 1):
-        capture.grab()
-    capture.release()
-    # Red and blue are exchanged: the time and the size are the same, and converting is not bare encoding.
-    for frame in same.frames:
-        cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-
-
-def _pyav(path: str, same: video.VideoClip) -> np.ndarray:
-    frames = np.empty_like(same.frames)
-    _read_with_pyav(path, same.frame_indices, frames)
-    return frames
-
-
-def _read_with_pyav(path: str, frame_indices: np.ndarray, frames: np.ndarray) -> None:
-    """Decodes in order up to the last wanted frame, and converts the wanted ones alone."""
-    import av
-    from av.video.reformatter import VideoReformatter
-
-    # The fastest way found. One reformatter, on one thread: to_ndarray(format="rgb24") with its defaults
-    # takes a third more. One array for the clip: a list and np.stack by themselves take as much more.
-    reformatter = VideoReformatter()
-    wanted, count = set(frame_indices.tolist()), 0
-    with av.open(path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type, stream.thread_count = "NONE", 1
-        for index, frame in enumerate(container.decode(stream)):
-            if index in wanted:
-                image = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-                _write_square(image, frames[count])
-                count += 1
-                if count == len(wanted):
-                    break
-
-
-def _decord(path: str, same: video.VideoClip) -> np.ndarray:
-    """Asks for all wanted frames at once, which decord reads in order."""
-    import decord
-
-    images = decord.VideoReader(path, num_threads=1).get_batch(same.frame_indices).asnumpy()
-    frames = np.empty_like(same.frames)
-    for image, frame in zip(images, frames, strict=True):
-        _write_square(image, frame)
-    return frames
-
-
-def _notebook_loader(path: str, same: video.VideoClip) -> np.ndarray:
-    """As the keras-io CNN-RNN example loads a video: every frame, then the first T."""
-    num_frames, image_size = same.frames.shape[:2]
-    capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-    frames = []
-    while True:
-        readable, frame = capture.read()
-        if not readable:
-            break
-        square = cv2.resize(_centre_square(frame), (image_size, image_size))
-        frames.append(square[:, :, [2, 1, 0]])
-    capture.release()
-    return np.array(frames)[:num_frames]
-
-
-def _write_square(image: np.ndarray, frame: np.ndarray) -> None:
-    """Writes the centre square of `image` into `frame`, resized as ours is."""
-    square = _centre_square(image)
-    interpolation = cv2.INTER_AREA if len(square) >= 2 * len(frame) else cv2.INTER_LINEAR
-    cv2.resize(square, frame.shape[:2], dst=frame, interpolation=interpolation)
-
-
-def _centre_square(image: np.ndarray) -> np.ndarray:
-    height, width = image.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return image[top : top + side, left : left + side]
-
-
-@dataclass(frozen=True)
-class _Conversion:
-    """What a conversion took.
-
-    Attributes:
-      wall_sec: without Python's start and the import of TensorFlow.
-      cpu_sec: of all its processes, from their start on.
-      parent_mib, worker_mib: peak memory of the parent and of the largest worker.
-    """
-
-    wall_sec: float
-    cpu_sec: float
-    parent_mib: float
-    worker_mib: float
-
-
-def _in_fresh_process(run: Callable[..., _Result], *arguments: object) -> _Result:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
-        return executor.submit(run, *arguments).result()
-
-
-def _convert(video_dir: str, num_workers: int) -> _Conversion:
-    cli.load_tensorflow()
-    from vidpipe import convert
-
-    with tempfile.TemporaryDirectory() as records_dir, tempfile.TemporaryDirectory() as memory_dir:
-        config = ConversionConfig(records_dir, ManifestConfig(video_dir), num_workers=num_workers)
-        start = time.perf_counter()
-        convert.convert(config, partial(_read_noting_memory, memory_dir))
-        wall_sec = time.perf_counter() - start
-        worker_mib = max(float(path.read_text()) for path in Path(memory_dir).iterdir())
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    cpu_sec = sum(usage.ru_utime + usage.ru_stime for usage in used)
-    return _Conversion(wall_sec, cpu_sec, _peak_mib(), worker_mib)
-
-
-def _read_noting_memory(
-    memory_dir: str, path: str, clip: ClipConfig, encoding: str, quality: int
-) -> video.EncodedClip:
-    """Runs in a worker: reads as ever, and leaves the worker's peak memory in a file of its own."""
-    encoded = video.read_encoded_clip(path, clip, encoding, quality)
-    Path(memory_dir, str(os.getpid())).write_text(str(_peak_mib()))
-    return encoded
-
-
-def _peak_mib() -> float:
-    # Not getrusage's ru_maxrss: a process begins with that of the one that spawned it, so that each worker
-    # would seem to hold the parent's TensorFlow.
-    (kib,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(kib) / 1024
-
-
-def _link_many(paths: list[str], video_dir: str, many_dir: str) -> None:
-    """The same class folders with every video under ten names."""
-    for path in map(Path, paths):
-        folder = many_dir / path.relative_to(video_dir).parent
-        folder.mkdir(parents=True, exist_ok=True)
-        for number in range(_MANY):
-            (folder / f"{number}_{path.name}").symlink_to(path.resolve())
-
-
-def _make_records(video_dir: str, records_dir: str) -> None:
-    cli.load_tensorflow()
-    from vidpipe import convert
-
-    manifest = ManifestConfig(video_dir, val_fraction=0)
-    for encoding in _ENCODINGS:
-        convert.convert(ConversionConfig(f"{records_dir}/{encoding}", manifest, encoding=encoding))
-
-
-@dataclass(frozen=True)
-class _Epoch:
-    """What an epoch took.
-
-    Attributes:
-      clip_ms: wall time of a clip.
-      frame_cpu_ms, floor_cpu_ms: CPU time of a frame, and of decoding its bytes and nothing else.
-    """
-
-    clip_ms: float
-    frame_cpu_ms: float
-    floor_cpu_ms: float
-
-
-def _read_epoch(data_dir: str, cores: list[int]) -> _Epoch:
-    os.sched_setaffinity(0, cores)  # first: TensorFlow starts as many threads as it then finds cores
-    cli.load_tensorflow()
-    import tensorflow as tf
-
-    from vidpipe import input_pipeline, records, shards
-
-    info = shards.read_info(data_dir)
-    examples = tf.data.TFRecordDataset(shards.shard_paths(data_dir, info, "train"))
-    encoded = [
-        frame for example in examples for frame in tf.unstack(records.parse_clip(example)["encoded_frames"])
-    ]
-    many = replace(info, splits={"train": info.splits["train"] * _MANY})
-
-    def read(info: shards.DatasetInfo, epoch: int) -> None:
-        for _ in input_pipeline.train_dataset(data_dir, info, _BATCH_SIZE, seed=1, epoch=epoch):
-            pass
-
-    def decode() -> None:
-        for frame in encoded:
-            tf.io.decode_jpeg(frame, dct_method="INTEGER_ACCURATE")
-
-    read(info, epoch=0)  # what TensorFlow does once only
-    # The floor before and after: a machine that slows down slows both.
-    floor_ms = [_cpu_ms(decode) for _ in range(_MANY // 2)] if info.encoding == "jpeg" else []
-    start = time.perf_counter()
-    ours_ms = _cpu_ms(partial(read, many, 1))
-    clip_ms = 1000 * (time.perf_counter() - start) / many.num_clips("train")
-    floor_ms += [_cpu_ms(decode) for _ in floor_ms]
-    num_frames = len(encoded)
-    return _Epoch(clip_ms, ours_ms / (_MANY * num_frames), sum(floor_ms) / (_MANY * num_frames))
-
-
-@dataclass(frozen=True)
-class _Videos:
-    """The source videos as a dataset for PyTorch: a video is decoded when its clip is asked for."""
-
-    paths: list[str]
-    frame_indices: list[np.ndarray]
-
-    def __len__(self) -> int:
-        return _MANY * len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        number = index % len(self.paths)
-        frame_indices, spec = self.frame_indices[number], ClipConfig().model_spec()
-        frames = np.zeros([spec.num_frames, spec.height, spec.width, 3], np.uint8)
-        _read_with_pyav(self.paths[number], frame_indices, frames)
-        return frames, np.arange(spec.num_frames) < len(frame_indices)
-
-
-def _load_epoch(videos: _Videos, cores: list[int]) -> float:
-    """Wall time of a clip through PyTorch's DataLoader, ms."""
-    os.sched_setaffinity(0, cores)
-    import av  # noqa: F401  here, so that the workers, which are forks, need not
-    from torch.utils.data import DataLoader
-
-    start = time.perf_counter()
-    for _ in DataLoader(videos, _BATCH_SIZE, shuffle=True, num_workers=len(cores)):
-        pass
-    return 1000 * (time.perf_counter() - start) / len(videos)
-
-
-def _floor_ms(path: str) -> float:
-    same = video.read_clip(path, ClipConfig())
-    return _cpu_ms(partial(_floor, path, same))
-
-
-def _paired(
-    what: str,
-    against: str,
-    paths: list[str],
-    clip: ClipConfig,
-    ours: Callable[[str, ClipConfig], object],
-    theirs: Peer,
-) -> dict[str, Any]:
-    """Both on each video in turn, so that a machine that slows down slows both."""
-    rounds = []
-    for repeat in range(_REPEATS.value):
-        spent = [0.0, 0.0]
-        for number, path in enumerate(paths):
-            sides = partial(ours, path, clip), partial(theirs, path, video.read_clip(path, clip))
-            # Who goes second finds the file and the decoder's code in the caches.
-            for side in (0, 1) if (number + repeat) % 2 else (1, 0):
-                spent[side] += _cpu_ms(sides[side])
-        rounds.append((spent[0] / len(paths), spent[1] / len(paths)))
-    return _row(what, "CPU ms/clip", against, rounds)
-
-
-def _cpu_ms(run: Callable[[], object]) -> float:
-    start = time.process_time()
-    run()
-    return 1000 * (time.process_time() - start)
-
-
-def _row(what: str, unit: str, against: str, rounds: list[tuple[float, float]]) -> dict[str, Any]:
-    ratios = [ours / theirs for ours, theirs in rounds]
-    return {
-        "what": what, "unit": unit, "against": against,
-        "ours": median(ours for ours, _ in rounds), "theirs": median(theirs for _, theirs in rounds),
-        "ratio": median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios),
-    }  # fmt: skip
+_IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", ClipConfig.image_size, "Of model and train: side of the frames, pixels.", lower_bound=32
+)
+_NUM_FRAMES = flags.DEFINE_integer(
+    "num_frames", ClipConfig.num_frames, "Of model and train: frames per clip (T).", lower_bound=1
+)
+_CLIPS = flags.DEFINE_integer("clips", 2, "Of model: clips per batch.", lower_bound=1)
+
+
+def measure(name: str, video_dir: str | None) -> Iterator[dict[str, Any]]:
+    """The rows of a benchmark, after a line that says on what they were measured."""
+    repeats, (num_frames, image_size) = _REPEATS.value, (_NUM_FRAMES.value, _IMAGE_SIZE.value)
+    if name == "model":
+        _print_head(f"{_CLIPS.value} clips of {num_frames} frames, {image_size} px", "TensorFlow", "Keras")
+        clip = ClipConfig(num_frames, image_size=image_size)
+        return measure_training.benchmark_model(_CLIPS.value, clip, repeats)
+    if video_dir is None:
+        cli.usage_error(f"{name} needs --video_dir")
+    videos = read_manifest(ManifestConfig(video_dir, val_fraction=0))
+    if name == "train":
+        what = f"{len(videos)} videos, {num_frames} frames of each, {image_size} px"
+        _print_head(what, "TensorFlow", "Keras")
+        clip = ClipConfig(num_frames, sampling="head", image_size=image_size)
+        return measure_training.benchmark_train(video_dir, videos, clip, repeats)
+    _print_head(f"{len(videos)} videos")
+    return _measure_input(name, video_dir, videos)
+
+
+def _measure_input(name: str, video_dir: str, videos: list[VideoRow]) -> Iterator[dict[str, Any]]:
+    repeats, paths = _REPEATS.value, [str(Path(video_dir) / video.path) for video in videos]
+    if name == "decode":
+        return measure_input.benchmark_decode(paths, measure_input.installed_peers(), repeats)
+    if name == "input":
+        loader = measure_input.installed_loader()
+        return measure_input.benchmark_input(video_dir, paths, loader, repeats)
+    return measure_input.benchmark_convert(video_dir, paths, repeats)
+
+
+def _print_head(what: str, *packages: str) -> None:
+    versions = [f"{name} {metadata.version(name.lower())}" for name in packages]
+    print(", ".join([what, f"Python {platform.python_version()}", f"OpenCV {cv2.__version__}", *versions]))
 
 
 def main(arguments: list[str]) -> None:
     """Prints a row per measurement, as it is made."""
-    if len(arguments) != 1 or arguments[0] not in ("decode", "convert", "input"):
-        cli.usage_error("name one benchmark: decode, convert or input")
-    manifest = read_manifest(ManifestConfig(_VIDEO_DIR.value, val_fraction=0))
-    paths = [str(Path(_VIDEO_DIR.value) / row.path) for row in manifest]
-    print(f"{len(paths)} videos, Python {platform.python_version()}, OpenCV {cv2.__version__}")
-    if arguments[0] == "decode":
-        measured = benchmark_decode(paths, installed_peers())
-    elif arguments[0] == "input":
-        measured = benchmark_input(_VIDEO_DIR.value, paths, installed_loader())
-    else:
-        measured = benchmark_convert(_VIDEO_DIR.value, paths)
+    names = ("decode", "convert", "input", "model", "train")
+    if len(arguments) != 1 or arguments[0] not in names:
+        cli.usage_error(f"name one benchmark: {', '.join(names[:-1])} or {names[-1]}")
+    measured = measure(arguments[0], _VIDEO_DIR.value)
     print(f"{'':30}  {'ours':>8}  {'theirs':>8}  {'ratio (min to max)':>22}  against", flush=True)
     rows = []
     for row in measured:

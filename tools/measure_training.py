@@ -1,0 +1,390 @@
+"""The training side's half of `benchmark.py`: a step, a run's epochs, and the notebook's whole job.
+
+TensorFlow is imported inside the functions that use it: the process that prints the table never needs it.
+"""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from math import ceil
+from pathlib import Path
+from statistics import median
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
+from unittest import mock
+
+import cv2
+import numpy as np
+
+import cli
+from measure_input import Rounds, in_fresh_process, load_as_notebook, row
+from vidpipe.config import ClipConfig, ConversionConfig, ManifestConfig, ModelConfig, TrainConfig
+from vidpipe.manifest import VideoRow
+from vidpipe.spec import ClipSpec, VidpipeError
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+_NUM_CLASSES = 5
+_EPOCHS = 10
+_NOTEBOOK_BATCH = 64
+_SIDE_SEC = 1.0  # a side's steps in a round take this long at least: on a GPU one step is too short to time
+
+_Result = TypeVar("_Result")
+Step = Callable[[], object]
+
+
+class UnequalWorkError(VidpipeError):
+    """The two sides of a measurement did not do the same work."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What it took to come from video files to trained weights, seconds.
+
+    Attributes:
+      load: until the frames are in memory, or in records.
+      features: from then on until there are features of every frame; with the building of VGG16.
+      train: from then on until the last epoch's weights are on the disk.
+      num_frames: of which features were computed.
+      encode: the part of `features` in which VGG16 ran; this and what follows, of ours alone.
+      epochs: each with all that is written after it; the first from the start of `train` on.
+      epoch_steps: the steps of each.
+    """
+
+    load: float
+    features: float
+    train: float
+    num_frames: int
+    encode: float = 0.0
+    epochs: Sequence[float] = ()
+    epoch_steps: Sequence[float] = ()
+
+    @property
+    def whole(self) -> float:
+        """From the first video to the last weights."""
+        return self.load + self.features + self.train
+
+
+def benchmark_model(num_clips: int, clip: ClipConfig, repeats: int) -> Iterator[dict[str, Any]]:
+    """A fused step against TimeDistributed, the first and a later one; and against its bare convolutions."""
+    spec = clip.model_spec()
+    ours, theirs = (partial(_first_step_sec, build) for build in (build_fused, build_time_distributed))
+    first = [_in_turn(repeat, ours, theirs, spec, num_clips) for repeat in range(repeats)]
+    yield row("first step, frozen", "wall s", "TimeDistributed", first)
+    for fine_tune in ("none", "block5", "all"):
+        what = "step, frozen" if fine_tune == "none" else f"step, fine_tune={fine_tune}"
+        measured = in_fresh_process(_later_steps_ms, fine_tune, spec, num_clips, repeats)
+        for (against, clock), rounds in measured.items():
+            yield row(what, f"{clock} ms/step", against, rounds)
+
+
+def benchmark_train(
+    video_dir: str, videos: list[VideoRow], clip: ClipConfig, repeats: int
+) -> Iterator[dict[str, Any]]:
+    """The first epoch against later ones, and the whole job against the notebook's, part by part."""
+    rounds = [
+        _in_turn(repeat, vidpipe_job, notebook_job, video_dir, videos, clip) for repeat in range(repeats)
+    ]
+    for ours, theirs in rounds:
+        if ours.num_frames != theirs.num_frames:
+            raise UnequalWorkError(
+                f"vidpipe computed the features of {ours.num_frames} frames, the notebook those of "
+                f"{theirs.num_frames}. Leave out the videos that only one of them can read."
+            )
+
+    def clip_row(what: str, against: str, pairs: Iterable[tuple[float, float]]) -> dict[str, Any]:
+        per_clip = 1000 / len(videos)
+        return row(
+            what, "wall ms/clip", against, [(one * per_clip, other * per_clip) for one, other in pairs]
+        )
+
+    jobs = [job for job, _ in rounds]
+    yield clip_row(
+        "features and epoch 1",
+        "a later epoch",
+        [(job.encode + job.epochs[0], median(job.epochs[1:])) for job in jobs],
+    )
+    yield clip_row(
+        "features and epoch 1's steps",
+        "a later epoch's",
+        [(job.encode + job.epoch_steps[0], median(job.epoch_steps[1:])) for job in jobs],
+    )
+    parts = {"convert": "load", "features": "features", f"{_EPOCHS} epochs": "train"}
+    for what, part in (parts | {"from videos to weights": "whole"}).items():
+        pairs = [(getattr(ours, part), getattr(theirs, part)) for ours, theirs in rounds]
+        yield clip_row(what, "the notebook", pairs)
+
+
+def _in_turn(
+    repeat: int, ours: Callable[..., _Result], theirs: Callable[..., _Result], *arguments: object
+) -> tuple[_Result, _Result]:
+    """Both, each in a fresh process. Who comes first alternates: the second finds files in the caches."""
+    if repeat % 2:
+        first = in_fresh_process(ours, *arguments)
+        return first, in_fresh_process(theirs, *arguments)
+    first = in_fresh_process(theirs, *arguments)
+    return in_fresh_process(ours, *arguments), first
+
+
+def build_fused(config: ModelConfig, spec: ClipSpec) -> "keras.Model":
+    """Our model; with it, as in a run, the two that it is cut into."""
+    from vidpipe.model import build_model
+
+    return build_model(config, spec, _NUM_CLASSES).fused
+
+
+def build_time_distributed(config: ModelConfig, spec: ClipSpec) -> "keras.Model":
+    """The same model with Keras's layer for what is done to each time step."""
+    import keras
+    from keras import layers
+
+    from vidpipe.backbone import build_backbone, freeze_blocks
+    from vidpipe.model import HEADS
+
+    preprocess, backbone = build_backbone(config.backbone, config.backbone_weights, spec)
+    freeze_blocks(config.backbone, backbone, config.fine_tune)
+    frames = keras.Input((spec.num_frames, spec.height, spec.width, 3), dtype="uint8", name="frames")
+    mask = keras.Input((spec.num_frames,), dtype="bool", name="mask")
+    # Those of padding too; the heads leave them out.
+    features = layers.TimeDistributed(backbone)(layers.TimeDistributed(preprocess)(frames))
+    logits = layers.Dense(_NUM_CLASSES, dtype="float32")
+    return keras.Model(
+        {"frames": frames, "mask": mask}, logits(HEADS[config.head](features, mask, config.dropout))
+    )
+
+
+def random_batch(spec: ClipSpec, num_clips: int) -> tuple["tf.Tensor", ...]:
+    """uint8 frames [B, T, H, W, 3] and int32 labels [B]."""
+    import tensorflow as tf
+
+    random = np.random.default_rng(1)
+    shape = (num_clips, spec.num_frames, spec.height, spec.width, 3)
+    frames = tf.constant(random.integers(0, 256, shape, np.uint8))
+    return frames, tf.constant(random.integers(0, _NUM_CLASSES, num_clips, np.int32))
+
+
+def training_step(
+    model: "keras.Model", config: ModelConfig, precision: str, batch: tuple["tf.Tensor", ...]
+) -> "tuple[tf.types.experimental.PolymorphicFunction, tuple[Any, ...]]":
+    """The step of a run, and what it is called with: a batch whose frames are all real."""
+    import tensorflow as tf
+
+    from vidpipe.optimizer import build_optimizer, layer_scales
+    from vidpipe.step import Steps
+
+    run = TrainConfig("", "", config)
+    scales = {}
+    if config.fine_tune != "none":
+        backbone = model.get_layer("backbone")
+        scales = layer_scales(backbone, run.optimizer.backbone_lr_scale, run.optimizer.layer_decay)
+    optimizer = build_optimizer(run.optimizer, model.trainable_variables, scales, precision)
+    steps = Steps(run, model, optimizer, tf.distribute.get_strategy(), np.ones(_NUM_CLASSES, np.float32))
+    frames, label = batch
+    inputs = {"frames": frames, "mask": tf.ones(frames.shape[:2], tf.bool)}
+    return steps.train, (inputs, label, tf.ones(label.shape), tf.constant(0.0))
+
+
+def bare_convolutions(
+    model: "keras.Model", batch: tuple["tf.Tensor", ...]
+) -> "tuple[tf.types.experimental.PolymorphicFunction, tuple[Any, ...]]":
+    """The floor of a step of `build_fused`'s model, and what it is called with: all frames, preprocessed.
+
+    It returns the features [B * T, D] of a frozen backbone, else the gradients of what of it is trained.
+    """
+    import tensorflow as tf
+
+    backbone, frames = model.get_layer("backbone"), batch[0]
+    trained = backbone.trainable_variables
+    images = model.get_layer("preprocess")(tf.reshape(frames, [-1, *frames.shape[2:]]))
+
+    @tf.function
+    def forward(images: tf.Tensor) -> tf.Tensor:
+        return backbone(images, training=False)
+
+    @tf.function
+    def forward_and_backward(images: tf.Tensor) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            features = backbone(images, training=True)
+        return tape.gradient(features, trained)
+
+    return (forward_and_backward if trained else forward), (images,)
+
+
+def _prepare() -> str:
+    """Does what a run does before it builds its model; returns the dtype policy."""
+    cli.load_tensorflow()
+    import keras
+    import tensorflow as tf
+
+    from vidpipe import train
+
+    precision = train.resolve_precision(TrainConfig.precision)
+    if not tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(TrainConfig.seed)
+    keras.config.set_dtype_policy(precision)
+    return precision
+
+
+def _first_step_sec(
+    build: Callable[[ModelConfig, ClipSpec], "keras.Model"], spec: ClipSpec, num_clips: int
+) -> float:
+    """Until a model is built and its first step, which has to be traced, is over; TensorFlow is loaded."""
+    precision, config = _prepare(), ModelConfig(backbone_weights="none")
+    batch = random_batch(spec, num_clips)
+    start = time.perf_counter()
+    step, arguments = training_step(build(config, spec), config, precision, batch)
+    _spent_sec(partial(step, *arguments), 1)
+    return time.perf_counter() - start
+
+
+def _later_steps_ms(
+    fine_tune: str, spec: ClipSpec, num_clips: int, repeats: int
+) -> dict[tuple[str, str], Rounds]:
+    """A step in each round, ours and the other's, by what the other is and by which clock."""
+    precision, config = _prepare(), ModelConfig(backbone_weights="none", fine_tune=fine_tune)
+    import tensorflow as tf
+
+    batch = random_batch(spec, num_clips)
+    fused = build_fused(config, spec)
+    traced = {
+        "ours": training_step(fused, config, precision, batch),
+        "bare convolutions": bare_convolutions(fused, batch),
+    }
+    if fine_tune == "none":
+        other = build_time_distributed(config, spec)
+        traced["TimeDistributed"] = training_step(other, config, precision, batch)
+    sides = {name: partial(function, *arguments) for name, (function, arguments) in traced.items()}
+    for step in sides.values():
+        _spent_sec(step, 1)  # traced and warm
+    num_steps = ceil(_SIDE_SEC / _spent_sec(sides["ours"], 1)["wall"])
+    # What a process spends of the CPU is not what a step on a GPU takes.
+    clocks = ["wall"] if tf.config.list_physical_devices("GPU") else ["wall", "CPU"]
+    spent: dict[str, dict[str, list[float]]] = {name: {clock: [] for clock in clocks} for name in sides}
+    for repeat in range(repeats):
+        # In turn, and each comes first once: a machine that slows down slows all.
+        order = [*sides][repeat % len(sides) :] + [*sides][: repeat % len(sides)]
+        for name in order:
+            seconds = _spent_sec(sides[name], num_steps)
+            for clock in clocks:
+                spent[name][clock].append(1000 * seconds[clock] / num_steps)
+    ours = spent.pop("ours")
+    return {
+        (name, clock): list(zip(ours[clock], others[clock], strict=True))
+        for name, others in spent.items()
+        for clock in clocks
+    }
+
+
+def _spent_sec(step: Step, num_steps: int) -> dict[str, float]:
+    """Of so many steps one after the other; a GPU is waited for once, at the end, as a run does."""
+    import tensorflow as tf
+
+    start, cpu_start = time.perf_counter(), time.process_time()
+    for _ in range(num_steps):
+        step()
+    tf.test.experimental.sync_devices()
+    return {"wall": time.perf_counter() - start, "CPU": time.process_time() - cpu_start}
+
+
+def vidpipe_job(video_dir: str, videos: list[VideoRow], clip: ClipConfig) -> Job:
+    """Converts, computes features and trains the notebook's head; all clips are trained on."""
+    cli.load_tensorflow()
+    from vidpipe import convert, feature_cache, loop, train
+
+    logging.getLogger(train.__name__).setLevel(logging.ERROR)  # it warns that there is no validation split
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _noted(feature_cache, "cached_features") as cached,
+        _noted(loop, "save_checkpoint") as saved,
+    ):
+        data_dir, run_dir = f"{folder}/records", f"{folder}/run"
+        config = TrainConfig(
+            data_dir,
+            run_dir,
+            ModelConfig(backbone_weights="none", head="notebook"),
+            epochs=_EPOCHS,
+            batch_size=min(_NOTEBOOK_BATCH, len(videos)),
+            cache_features="on",
+        )
+        start = time.perf_counter()
+        convert.convert(ConversionConfig(data_dir, ManifestConfig(video_dir, val_fraction=0), clip))
+        converted = time.perf_counter()
+        train.train(config)
+        end = time.perf_counter()
+        history = np.genfromtxt(f"{run_dir}/history.csv", delimiter=",", names=True)
+        ((table, encode_start, encoded),) = cached
+        num_frames = int(table.mask.sum())
+    return Job(
+        load=converted - start,
+        features=encoded - converted,
+        train=end - encoded,
+        num_frames=num_frames,
+        encode=encoded - encode_start,
+        epochs=[end - start for start, end in pairwise([encoded, *(end for _, _, end in saved)])],
+        epoch_steps=history["seconds"].tolist(),
+    )
+
+
+@contextmanager
+def _noted(module: ModuleType, name: str) -> Iterator[list[tuple[Any, float, float]]]:
+    """Inside the block, notes what each call of a function returns, when it began and when it ended."""
+    function = getattr(module, name)
+    calls: list[tuple[Any, float, float]] = []
+
+    def noting(*arguments: object, **named: object) -> object:
+        start = time.perf_counter()
+        returned = function(*arguments, **named)
+        calls.append((returned, start, time.perf_counter()))
+        return returned
+
+    with mock.patch.object(module, name, noting):
+        yield calls
+
+
+def notebook_job(video_dir: str, videos: list[VideoRow], clip: ClipConfig) -> Job:
+    """As the keras-io CNN-RNN example: frame after frame through predict(), then `fit` of the head."""
+    cli.load_tensorflow()
+    import keras
+    from keras import applications, layers
+
+    from vidpipe.model import notebook_head
+
+    classes = sorted({video.label_name for video in videos})
+    labels = np.array([classes.index(video.label_name) for video in videos])
+    mask = np.zeros([len(videos), clip.num_frames], bool)
+    features = np.zeros([*mask.shape, 512], np.float32)
+
+    start = time.perf_counter()
+    images = keras.Input((clip.image_size, clip.image_size, 3))
+    network = applications.VGG16(weights=None, include_top=False, pooling="avg", input_shape=images.shape[1:])
+    extractor = keras.Model(images, network(applications.vgg16.preprocess_input(images)))
+    load = 0.0
+    for number, video in enumerate(videos):
+        load_start = time.perf_counter()
+        frames = load_as_notebook(cv2.VideoCapture(str(Path(video_dir, video.path))), clip.image_size)
+        load += time.perf_counter() - load_start
+        for place, frame in enumerate(frames[: clip.num_frames]):
+            features[number, place] = extractor.predict(frame[np.newaxis], verbose=0)
+            mask[number, place] = True
+    encoded = time.perf_counter()
+
+    feature_input = keras.Input(features.shape[1:])
+    mask_input = keras.Input(mask.shape[1:], dtype="bool")
+    probabilities = layers.Dense(len(classes), activation="softmax")
+    model = keras.Model([feature_input, mask_input], probabilities(notebook_head(feature_input, mask_input)))
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    with tempfile.TemporaryDirectory() as folder:
+        best = keras.callbacks.ModelCheckpoint(
+            f"{folder}/best.weights.h5", "loss", save_best_only=True, save_weights_only=True
+        )
+        model.fit([features, mask], labels, _NOTEBOOK_BATCH, _EPOCHS, verbose=0, callbacks=[best])
+        end = time.perf_counter()
+    return Job(load=load, features=encoded - start - load, train=end - encoded, num_frames=int(mask.sum()))
