@@ -165,9 +165,20 @@ def test_a_line_tells_of_loss_scaling(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """And a checkpoint holds the scale."""
+    loops: list[loop.Loop] = []
+    original = loop.Loop.run
+
+    def kept(self: loop.Loop) -> dict[str, Any]:
+        loops.append(self)
+        return original(self)
+
+    monkeypatch.setattr(loop.Loop, "run", kept)
     monkeypatch.setattr(train, "resolve_precision", lambda _: "mixed_float16")
     with caplog.at_level(logging.INFO):
         train.train(train_config(tmp_path, epochs=1))
+    saved = {id(variable) for variable in loops[0]._saved}
+    assert {id(loops[0]._optimizer.dynamic_scale), id(loops[0]._optimizer.step_counter)} <= saved
     assert re.search(r"Epoch 1/1: .*; loss scale \d+, \d steps skipped so far\.", caplog.text)
     assert any(value.tag == "loss_scale" for value in _summaries(tmp_path))
 
