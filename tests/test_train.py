@@ -485,6 +485,14 @@ def test_a_run_starts_from_the_weights_of_another(
         train.train(other)
 
 
+def test_a_finished_run_without_its_checkpoints_is_still_that_run(
+    tmp_path: Path, finished: Path, train_config: MakeConfig
+) -> None:
+    kept = shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    with pytest.raises(train.TrainError, match=r"other settings \(epochs: 3 -> 4\)"):
+        train.train(train_config(Path(kept), epochs=4))
+
+
 def test_a_run_that_came_to_nothing_may_begin_anew(tmp_path: Path, train_config: MakeConfig) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"epochs": 99}))
     assert train.train(train_config(tmp_path, epochs=1)).metrics["epochs"] == 1

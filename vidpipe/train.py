@@ -306,9 +306,9 @@ def _run_settings(run_dir: Path, config: TrainConfig, info: shards.DatasetInfo) 
         return settings
     except (json.JSONDecodeError, OSError) as error:
         raise TrainError(f"{path} cannot be read ({error}). Choose another run_dir.") from None
-    if not has_checkpoint(run_dir / "checkpoints"):
+    if not has_checkpoint(run_dir / "checkpoints") and not (run_dir / "metrics.json").exists():
         return settings  # it was begun and came to nothing
-    settings["chosen_batch_size"] = earlier["chosen_batch_size"]
+    settings["chosen_batch_size"] = earlier.get("chosen_batch_size")
     free = dict.fromkeys(_FREE)
     changed = differences(earlier | free, settings | free)
     if changed:
