@@ -98,7 +98,8 @@ def test_what_it_takes_is_known_before(
     assert announced == table.features.nbytes + 2 * 4 + 2 * 4
     assert announced < feature_cache.size_bytes(built.frozen, info, ["train", "val"])
     shape = " x ".join(map(str, table.features.shape[1:]))
-    assert f"Features of val: 2 clips of {shape} {table.features.dtype}, 0.00 GB in {tmp_path}" in caplog.text
+    size = f"{announced / 1e6:.1f} MB in {tmp_path}"
+    assert f"Features of val: 2 clips of {shape} {table.features.dtype}, {size}" in caplog.text
 
 
 @pytest.fixture

@@ -104,8 +104,8 @@ def cached_features(
         ) from error
     shape = " x ".join(str(size) for size in table.features.shape[1:])
     _log.info(
-        "Features of %s: %d clips of %s %s, %.2f GB in %s.",
-        split, len(table.label), shape, table.features.dtype, size_bytes(frozen, info, [split]) / 1e9, folder,
+        "Features of %s: %d clips of %s %s, %.1f MB in %s.",
+        split, len(table.label), shape, table.features.dtype, size_bytes(frozen, info, [split]) / 1e6, folder,
     )  # fmt: skip
     return table
 
