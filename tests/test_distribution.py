@@ -170,3 +170,11 @@ def test_a_batch_that_replicas_and_parts_do_not_divide_is_refused(
     monkeypatch.setattr(train, "_build", on_two)
     with pytest.raises(train.TrainError, match="batch_size=6 .* 2 replica.* accumulate=6 .* multiple of 12"):
         train.train(train_config(tmp_path / "run", batch_size=6, accumulate=6))
+
+
+def test_auto_is_refused_where_machines_could_choose_differently(
+    tmp_path: Path, train_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distribution, "num_workers", lambda _: 2)
+    with pytest.raises(train.TrainError, match="several would choose differently. Give a number"):
+        train.train(train_config(tmp_path / "run", batch_size=None))

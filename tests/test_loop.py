@@ -199,22 +199,44 @@ def test_progress_says_what_training_is_doing(
     )
 
 
+@pytest.mark.parametrize(
+    ("profile_steps", "resumed_after", "expected"),
+    [
+        pytest.param((2, 2), 0, ["0", "start", "1", "stop", "2"], id="inside"),
+        pytest.param((1, 3), 1, ["start", "1", "2", "stop"], id="gone on in the middle"),
+        pytest.param((1, 2), 2, ["2"], id="gone on behind"),
+        pytest.param((3, 9), 0, ["0", "1", "start", "2", "stop"], id="longer than the run"),
+    ],
+)
 def test_a_profile_is_of_the_steps_asked_for(
-    tmp_path: Path, train_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path: Path, train_config: MakeConfig, profile_steps: tuple[int, int], resumed_after: int,
+    expected: list[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    config = train_config(tmp_path, epochs=1, checkpoint_every=1)
+    original = loop.Loop._step
+
+    def stopped(self: loop.Loop, batch: tuple) -> bool:
+        if self._state.step == resumed_after:
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    if resumed_after:
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(loop.Loop, "_step", stopped)
+            train.train(config)
     events: list[str] = []
-    original = loop.Loop._learning_rate
 
-    def noted(self: loop.Loop, step: int) -> float:
-        events.append(str(step))
-        return original(self, step)
+    def noted(self: loop.Loop, batch: tuple) -> bool:
+        self._learning_rate = lambda step: events.append(str(step)) or 1e-3  # type: ignore
+        stop = original(self, batch)
+        del self._learning_rate
+        return stop
 
-    monkeypatch.setattr(loop.Loop, "_learning_rate", noted)
-    monkeypatch.setattr(loop.Loop, "_note", lambda *_: "")
+    monkeypatch.setattr(loop.Loop, "_step", noted)
     monkeypatch.setattr(tf.profiler.experimental, "start", lambda _: events.append("start"))
     monkeypatch.setattr(tf.profiler.experimental, "stop", lambda: events.append("stop"))
-    train.train(train_config(tmp_path, epochs=1, profile_steps=(2, 2)))
-    assert events[:5] == ["0", "start", "1", "stop", "2"]
+    train.train(replace(config, profile_steps=profile_steps))
+    assert events == expected
 
 
 def test_settings_that_change_no_weight_may_change(tmp_path: Path, train_config: MakeConfig) -> None:

@@ -33,14 +33,9 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
       DistributionError: TF_CONFIG is missing or makes no sense.
     """
     if name == "auto":
-        several = len(_cluster_workers()) > 1
-        name = (
-            "multi_worker"
-            if several
-            else "mirrored"
-            if len(tf.config.list_physical_devices("GPU")) > 1
-            else "one"
-        )
+        name = "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "one"
+        if len(_cluster_workers()) > 1:
+            name = "multi_worker"
     if name == "one":
         return tf.distribute.get_strategy()
     if name == "mirrored":

@@ -23,7 +23,7 @@ import tensorflow as tf
 from filelock import FileLock
 
 from vidpipe.config import fingerprint
-from vidpipe.input_pipeline import eval_dataset, full_batches, in_epoch_order
+from vidpipe.input_pipeline import eval_dataset, full_batches, places_in_epoch_order
 from vidpipe.progress import Progress
 from vidpipe.shards import DatasetInfo, write_text
 from vidpipe.spec import VidpipeError
@@ -134,11 +134,7 @@ def train_feature_dataset(
       A finite dataset of ({"features": [B, T, ...] as in the table, "mask": bool [B, T]}, label int32 [B],
       weight float32 [B]), the last batch filled up.
     """
-    bounds = tf.constant(np.cumsum([0] + [shard.clips for shard in info.splits["train"]]), tf.int64)
-    places = in_epoch_order(
-        lambda shard: tf.data.Dataset.range(bounds[shard], bounds[shard + 1]),
-        info, "train", seed, epoch, skip_batches * batch_size,
-    )  # fmt: skip
+    places = places_in_epoch_order(info, "train", seed, epoch, skip_batches * batch_size)
     return _batches(places, table, math.ceil(len(table.label) / batch_size) - skip_batches, batch_size)
 
 

@@ -206,6 +206,7 @@ class Loop:
         # The sums of the newest step: read one step later, so that a GPU need not wait for Python.
         self._unread: tf.Tensor | None = None
         self._drawn = -math.inf
+        self._profiling = False
         # A frozen backbone is rebuilt from its weights file or seed; all that changes is saved.
         self._saved = [*self._part.variables, *self._optimizer.variables]
         self._summaries = tf.summary.create_noop_writer()
@@ -223,8 +224,11 @@ class Loop:
           StoppedError: as asked.
         """
         self._restore()
-        while self._state.epoch < self._config.epochs and not self._out_of_patience():
-            self._run_epoch()
+        try:
+            while self._state.epoch < self._config.epochs and not self._out_of_patience():
+                self._run_epoch()
+        finally:
+            self._end_profile()
         if self._out_of_patience():
             _log.info("No lower validation loss in %d epochs: the run ends.", self._config.patience)
         best = self._state.history[self._state.best_epoch - 1]
@@ -321,20 +325,31 @@ class Loop:
         """One step; returns whether the run is to end after it."""
         state, profiled = self._state, self._config.profile_steps
         number = state.step + 1
-        if self._chief and profiled is not None and number == profiled[0]:
-            tf.profiler.experimental.start(str(self._run_dir / "tensorboard"))
+        # A run that goes on in the middle of these steps has a profile of the rest.
+        if self._chief and profiled is not None and profiled[0] <= number <= profiled[1]:
+            self._begin_profile()
         self._optimizer.learning_rate = self._learning_rate(state.step)
         sums = self._steps.train(*batch, tf.constant(float(self._stop.number is not None)))
         asked_before = self._read_sums()
         self._unread = sums
         state.step += 1
         state.step_in_epoch += 1
-        if self._chief and profiled is not None and number == profiled[1]:
+        if profiled is not None and number == profiled[1]:
             sums.numpy()
-            tf.profiler.experimental.stop()
-            _log.info("Profile of steps %d to %d: in %s/tensorboard.", *profiled, self._run_dir)
+            self._end_profile()
         # Several workers must end after the same step: that in which all have read of it.
         return self._stop.number is not None if self._alone else asked_before
+
+    def _begin_profile(self) -> None:
+        if not self._profiling:
+            tf.profiler.experimental.start(str(self._run_dir / "tensorboard"))
+            self._profiling = True
+
+    def _end_profile(self) -> None:
+        if self._profiling:
+            tf.profiler.experimental.stop()
+            self._profiling = False
+            _log.info("The profile is in %s/tensorboard.", self._run_dir)
 
     def _read_sums(self) -> bool:
         """Adds up what the last step found; returns whether a worker was asked to end before it.

@@ -104,7 +104,7 @@ def train(config: TrainConfig) -> TrainResult:
             shards.write_text(run_dir / "config.json", json.dumps(settings, indent=2) + "\n")
         with (
             verify.named_damage(data_dir, source),
-            _named_failures(config),
+            _named_failures(config, strategy),
             distribution.chief_watched(strategy),
             stop_signal() as stop,
         ):
@@ -190,6 +190,11 @@ def _batch_size(config: TrainConfig, chosen: int | None, trained: Trained) -> in
     if batch_size is None:
         if available is None:
             raise TrainError("batch_size=auto does not see how much memory there is. Give a number.")
+        if distribution.num_workers(trained.strategy) > 1:
+            raise TrainError(
+                "batch_size=auto looks at one machine's memory, and several would choose differently. Give a "
+                "number."
+            )
         fitting = memory.largest_batch(estimate, available, max(1, _LARGEST_AUTO_BATCH // parts))
         if fitting is None:
             raise TrainError(_too_large(estimate(1), 1, available) + " Train fewer blocks (--fine_tune).")
@@ -326,7 +331,7 @@ def _start_digest(config: TrainConfig) -> str | None:
 
 
 @contextmanager
-def _named_failures(config: TrainConfig) -> Iterator[None]:
+def _named_failures(config: TrainConfig, strategy: tf.distribute.Strategy) -> Iterator[None]:
     """Turns TensorFlow's errors that a user can mend into one line."""
     try:
         yield
@@ -337,6 +342,8 @@ def _named_failures(config: TrainConfig) -> Iterator[None]:
             "the memory, or a smaller --batch_size."
         ) from error
     except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+        if distribution.num_workers(strategy) == 1:
+            raise  # it is of something else, such as an object store
         raise distribution.DistributionError(
             f"A worker is gone ({shards.first_line(error)}). {distribution.START_AGAIN}"
         ) from error
