@@ -196,6 +196,19 @@ def feature_extractor(model: keras.Model) -> keras.Model:
     return keras.Model(model.input, model.get_layer(_POOLED).output)
 
 
+def classifier(model: keras.Model) -> keras.Model:
+    """The part of a model behind its features: {"features": [B, T, D], "mask": bool [B, T]} -> logits.
+
+    Args:
+      model: as `feature_extractor` takes it; the two parts share its variables.
+    """
+    pooled = model.get_layer(_POOLED).output
+    features = keras.Input(pooled.shape[1:], dtype=pooled.dtype, name="features")
+    mask = keras.Input(pooled.shape[1:2], dtype="bool", name="mask")
+    logits = model.get_layer("logits")(model.get_layer("head")([features, mask]))
+    return keras.Model({"features": features, "mask": mask}, logits)
+
+
 def adapt_standardization(
     model: keras.Model, batches: Iterable[Mapping[str, np.ndarray | tf.Tensor]]
 ) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -228,23 +228,31 @@ def _batches(config: TrainConfig, info: shards.DatasetInfo, trained: Trained, ba
         _log.warning("The dataset has no val split: model.keras is the last epoch's, not the best one's.")
     if trained.part is trained.model.fused:
         return _frame_batches(config, info, batch_size, has_val)
-    return _feature_batches(config, info, trained.model.frozen, batch_size, has_val)
-
-
-def _feature_batches(
-    config: TrainConfig, info: shards.DatasetInfo, frozen: keras.Model, batch_size: int, has_val: bool
-) -> Batches:
     encoded_clips = min(_ENCODED_CLIPS, 1 << batch_size.bit_length() - 1)  # a power of two fills parts
     kept_in = config.run_dir if remote.is_remote(config.data_dir) else config.data_dir
     tables = {
-        split: feature_cache.cached_features(frozen, config.data_dir, info, split, encoded_clips, kept_in)
+        split: feature_cache.cached_features(
+            trained.model.frozen, config.data_dir, info, split, encoded_clips, kept_in
+        )
         for split in _splits(info)
     }
+    return feature_batches(tables, info, batch_size, config.seed)
+
+
+def feature_batches(
+    tables: Mapping[str, feature_cache.FeatureTable], info: shards.DatasetInfo, batch_size: int, seed: int
+) -> Batches:
+    """The batches of a run whose frozen part was run before.
+
+    Args:
+      tables: of `train`, and of `val` if there is one.
+      info: says how many clips each split has, and in which shards: their order is mixed by shards.
+      batch_size: clips of a step.
+      seed: of the order.
+    """
 
     def train_batches(epoch: int, skip: int, num_workers: int, worker: int) -> tf.data.Dataset:
-        steps = feature_cache.train_feature_dataset(
-            tables["train"], info, batch_size, config.seed, epoch, skip
-        )
+        steps = feature_cache.train_feature_dataset(tables["train"], info, batch_size, seed, epoch, skip)
         return distribution.share_of(steps, num_workers, worker)
 
     def val_batches(num_workers: int, worker: int) -> tf.data.Dataset:
@@ -256,7 +264,7 @@ def _feature_batches(
             chosen = slice(start, min(start + _ENCODED_CLIPS, _STANDARDIZATION_CLIPS))
             yield {"features": tables["train"].features[chosen], "mask": tables["train"].mask[chosen]}
 
-    return Batches(batch_size, train_batches, val_batches if has_val else None, some)
+    return Batches(batch_size, train_batches, val_batches if "val" in tables else None, some)
 
 
 def _frame_batches(config: TrainConfig, info: shards.DatasetInfo, batch_size: int, has_val: bool) -> Batches:

@@ -1,0 +1,385 @@
+r"""How accurate each way of training is on your videos, over several seeds and with its controls.
+
+    python tools/accuracy_table.py --data_dir=records-uniform,records-head --work_dir=table \
+        --backbone_weights=vgg16_notop.weights.h5 [--cross_validate]
+
+The datasets are of the same videos, converted with one --sampling each. The features of all their clips
+are computed once, beside the records; every row is trained from them with the seeds 1 to --seeds.
+
+notebook, as listed: the method that vidpipe replaces, on its own sampling, head. Its head, Adam, ten epochs
+of batches of 64, the last tenth of the training videos for validation, the weights of the lowest validation
+loss. The videos are listed class by class, so that this tenth is of one class.
+notebook, shuffled: the same from a shuffled list.
+probe: logistic regression on the mean absolute difference of successive frames' features. It has no seed.
+motion: as `train.py --recipe=frozen` trains it. notebook head: with --head=notebook.
+mean frame, frames shuffled: controls, without the order of the frames. The mean of their features alone; and
+the motion head on frames in an order that means nothing (of a hash of their features).
+block5, block4: fine-tuned with `--recipe=fine_tune --augment=flip` from the motion run of the same seed. They
+pass frames through the backbone in every epoch, for which there should be a GPU; --rows must name them.
+
+Rows are trained on train, their best epoch is chosen on val, and what is counted is test. With
+--cross_validate test is left alone: train and val together are cut into five parts that share no group,
+and each is predicted by a model that was trained on the others, to its last epoch; a seed cuts in its own
+way. Decide by that, and look at test once.
+
+Of the accuracy over the seeds: mean, lowest, highest, standard deviation. Then the difference to the better
+row of the notebook's method, with a 95 % interval: a bootstrap over clips, each clip's answers averaged over
+the seeds. It says how much other clips might have changed the difference, not other training videos.
+"""
+
+import csv
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from absl import flags
+
+import cli
+from vidpipe.config import RECIPES, ModelConfig, OptimizerConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from vidpipe.feature_cache import FeatureTable
+    from vidpipe.shards import DatasetInfo
+
+_DATA_DIR = flags.DEFINE_list("data_dir", None, "Datasets of tools/convert_videos.py.", required=True)
+_WORK_DIR = flags.DEFINE_string("work_dir", None, "Runs go here, and table.json.", required=True)
+_WEIGHTS = flags.DEFINE_string("backbone_weights", ModelConfig.backbone_weights, "As train.py takes it.")
+_SEEDS = flags.DEFINE_integer("seeds", 5, "How many.", lower_bound=2)
+_ROWS = flags.DEFINE_list("rows", None, "Only these; a name without its sampling stands for all.")
+_CROSS_VALIDATE = flags.DEFINE_bool("cross_validate", False, "Within train and val; test is left alone.")
+
+_ENCODED_CLIPS = 8
+_NOTEBOOK_BATCH, _NOTEBOOK_EPOCHS, _NOTEBOOK_VAL = 64, 10, 0.1
+_FOLDS = 5
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a row is trained and tested on.
+
+    Attributes:
+      data_dir: where the records are.
+      info: of the dataset; its splits say how many clips each table has.
+      tables: features of `train`, `test` and, if the row may choose an epoch, `val`.
+      groups: of the videos of each table.
+    """
+
+    data_dir: str
+    info: "DatasetInfo"
+    tables: Mapping[str, "FeatureTable"]
+    groups: Mapping[str, np.ndarray]
+
+    def joined(self) -> tuple["FeatureTable", np.ndarray]:
+        """Train and val together, class by class, and the groups."""
+        from vidpipe.feature_cache import FeatureTable
+
+        splits = [split for split in ("train", "val") if split in self.tables]
+        label = np.concatenate([self.tables[split].label for split in splits])
+        order = np.argsort(label, kind="stable")
+        features = np.concatenate([self.tables[split].features for split in splits])[order]
+        mask = np.concatenate([self.tables[split].mask for split in splits])[order]
+        groups = np.concatenate([self.groups[split] for split in splits])[order]
+        return FeatureTable(features, mask, label[order]), groups
+
+
+# Data, seed and a folder for the run to the probabilities of the test clips, float32 [N, C].
+Fit = Callable[[Data, int, Path], np.ndarray]
+
+
+def read_data(data_dir: str) -> Data:
+    """Reads a dataset's features, after computing those that are missing."""
+    from vidpipe import feature_cache, shards
+    from vidpipe.model import build_model
+
+    info = shards.read_info(data_dir)
+    frozen = build_model(
+        ModelConfig(backbone_weights=_WEIGHTS.value), info.clip.model_spec(), len(info.classes)
+    ).frozen
+    splits = [split for split in info.splits if info.num_clips(split) > 0]
+    return Data(
+        data_dir,
+        info,
+        {
+            split: feature_cache.cached_features(frozen, data_dir, info, split, _ENCODED_CLIPS)
+            for split in splits
+        },
+        {split: np.array([row["group"] for row in shards.clip_rows(data_dir, split)]) for split in splits},
+    )
+
+
+def folds(data: Data, seed: int) -> list[tuple[np.ndarray, Data]]:
+    """Five times: places of held-out clips in `data.joined()`, and data to predict them from the rest."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    from vidpipe.feature_cache import FeatureTable
+    from vidpipe.shards import ShardInfo
+
+    table, groups = data.joined()
+    cut = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed).split(groups, table.label, groups)
+    found = []
+    for places in cut:
+        parts = dict(zip(("train", "test"), places, strict=True))
+        tables = {
+            split: FeatureTable(table.features[chosen], table.mask[chosen], table.label[chosen])
+            for split, chosen in parts.items()
+        }
+        # One shard each: all that the order of an epoch needs to know.
+        info = replace(
+            data.info,
+            splits={split: (ShardInfo(split, len(chosen), 0, ""),) for split, chosen in parts.items()},
+        )
+        part_groups = {split: groups[chosen] for split, chosen in parts.items()}
+        found.append((parts["test"], Data(data.data_dir, info, tables, part_groups)))
+    return found
+
+
+def fit_probe(data: Data, seed: int, run_dir: Path) -> np.ndarray:
+    """Logistic regression on what changes from frame to frame."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    def mean_change(table: "FeatureTable") -> np.ndarray:
+        change = np.abs(np.diff(table.features, axis=1)) * table.mask[:, 1:, np.newaxis]
+        return change.sum(axis=1) / table.mask[:, 1:].sum(axis=1, keepdims=True).clip(1)
+
+    train, _ = data.joined()
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=3000))
+    return probe.fit(mean_change(train), train.label).predict_proba(mean_change(data.tables["test"]))
+
+
+def fit_notebook(shuffled: bool, data: Data, seed: int, run_dir: Path) -> np.ndarray:
+    """As the keras-io CNN-RNN example fits its head to features."""
+    import keras
+    from keras import layers
+
+    from vidpipe.model import notebook_head
+
+    keras.utils.set_random_seed(seed)
+    train, _ = data.joined()
+    order = np.random.default_rng(seed).permutation(len(train.label)) if shuffled else slice(None)
+    features = keras.Input(train.features.shape[1:])
+    mask = keras.Input(train.mask.shape[1:], dtype="bool")
+    probabilities = layers.Dense(len(data.info.classes), activation="softmax")
+    model = keras.Model([features, mask], probabilities(notebook_head(features, mask)))
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    run_dir.mkdir(parents=True, exist_ok=True)
+    best = f"{run_dir}/best.weights.h5"
+    model.fit(
+        [train.features[order], train.mask[order]],
+        train.label[order],
+        _NOTEBOOK_BATCH,
+        _NOTEBOOK_EPOCHS,
+        verbose=0,
+        validation_split=_NOTEBOOK_VAL,
+        callbacks=[keras.callbacks.ModelCheckpoint(best, save_best_only=True, save_weights_only=True)],
+    )
+    model.load_weights(best)
+    test = data.tables["test"]
+    return model.predict([test.features, test.mask], verbose=0)
+
+
+def fit_head(head: str, data: Data, seed: int, run_dir: Path) -> np.ndarray:
+    """A frozen run, as `train.train` does it, from these tables."""
+    import keras
+    import tensorflow as tf
+
+    from vidpipe import feature_cache, train
+    from vidpipe.loop import Loop, StopSignal, Trained
+    from vidpipe.model import build_model, classifier, load_model
+    from vidpipe.optimizer import build_optimizer
+
+    config = run_config(
+        "frozen", data, seed, run_dir, ModelConfig(head=head, backbone_weights=_WEIGHTS.value)
+    )
+    keras.utils.set_random_seed(seed)
+    model = build_model(config.model, data.info.clip.model_spec(), len(data.info.classes))
+    assert model.trained is not None and config.batch_size is not None
+    optimizer = build_optimizer(config.optimizer, model.trained.trainable_variables, {}, "float32")
+    trained = Trained(model, model.trained, optimizer, tf.distribute.get_strategy())
+    tables = {split: table for split, table in data.tables.items() if split != "test"}
+    batches = train.feature_batches(tables, data.info, config.batch_size, seed)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    Loop(config, data.info, trained, batches, StopSignal()).run()
+    best, _ = load_model(run_dir / "model.keras")
+    answers = classifier(best)
+    steps = feature_cache.eval_feature_dataset(data.tables["test"], _ENCODED_CLIPS)
+    logits = [answers(inputs, training=False)[weight > 0] for inputs, _, weight in steps]
+    return tf.nn.softmax(tf.concat(logits, axis=0)).numpy()
+
+
+def fit_fine_tuned(block: str, data: Data, seed: int, run_dir: Path) -> np.ndarray:
+    """A fine-tuned run from the frozen one of the same seed, evaluated on frames."""
+    from vidpipe import evaluate, train
+
+    frozen = run_dir.parents[2] / f"motion, {data.info.clip.sampling}" / str(seed) / "run"
+    if not (frozen / "metrics.json").exists():
+        fit_head("motion", data, seed, frozen)
+    model = ModelConfig(fine_tune=block, backbone_weights=_WEIGHTS.value)
+    config = run_config("fine_tune", data, seed, run_dir, model)
+    train.train(replace(config, init_from=str(frozen), augment="flip"))
+    folder = evaluate.evaluate(str(run_dir), data.data_dir, "test").folder
+    with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        return np.array([[float(row[name]) for name in data.info.classes] for row in csv.DictReader(file)])
+
+
+def run_config(recipe: str, data: Data, seed: int, run_dir: Path, model: ModelConfig) -> TrainConfig:
+    """The settings that `train.py --recipe` would give."""
+    values = {name: value for name, value in RECIPES[recipe].items() if name != "fine_tune"}
+    values["batch_size"] = int(values["batch_size"])
+    names = {field.name for field in fields(OptimizerConfig)} & set(values)
+    optimizer = OptimizerConfig(**{name: values.pop(name) for name in names})
+    return TrainConfig(data.data_dir, str(run_dir), model, optimizer, seed=seed, **values)
+
+
+def mean_frame_head(features: Any, mask: Any, dropout: float | None) -> Any:
+    """A control: the mean of the real frames' features, standardized, behind dropout."""
+    from keras import layers, ops
+
+    real = ops.expand_dims(ops.cast(mask, "float32"), -1)
+    standardized = layers.Normalization(dtype="float32", name="standardize")(features) * real
+    return layers.Dropout(0.5)(ops.sum(standardized, axis=1) / ops.sum(real, axis=1))
+
+
+def shuffled_head(features: Any, mask: Any, dropout: float | None) -> Any:
+    """A control: the motion head on frames in an order that means nothing, the same for a clip each time."""
+    from keras import ops
+
+    from vidpipe.model import motion_head
+
+    # Far digits of a sum of features: as good as random, and they need no state.
+    key = 1e4 * ops.sum(ops.cast(features, "float32"), axis=-1)
+    order = ops.argsort(ops.where(mask, key - ops.floor(key), 2.0), axis=1)
+    return motion_head(ops.take_along_axis(features, order[:, :, None], axis=1), mask, dropout)
+
+
+CONTROLS = {"mean_frame": mean_frame_head, "shuffled": shuffled_head}
+# By sampling-less name; the first two and the probe have samplings of their own.
+ROWS: dict[str, Fit] = {
+    "notebook, as listed": partial(fit_notebook, False),
+    "notebook, shuffled": partial(fit_notebook, True),
+    "probe": fit_probe,
+    "mean frame": partial(fit_head, "mean_frame"),
+    "frames shuffled": partial(fit_head, "shuffled"),
+    "notebook head": partial(fit_head, "notebook"),
+    "motion": partial(fit_head, "motion"),
+    "block5": partial(fit_fine_tuned, "block5"),
+    "block4": partial(fit_fine_tuned, "block4"),
+}
+_ONLY_HEAD = ("notebook, as listed", "notebook, shuffled")
+_ONLY_NAMED = ("block5", "block4")
+
+
+def answers(name: str, data: Data, run_dir: Path, seed: int) -> np.ndarray:
+    """Whether each clip was answered rightly, bool [N]; read from the folder if it is known already."""
+    known = run_dir / ("cross_validated.npy" if _CROSS_VALIDATE.value else "tested.npy")
+    if not known.exists():
+        if _CROSS_VALIDATE.value:
+            label = data.joined()[0].label
+            predicted = np.empty_like(label)
+            for number, (places, fold) in enumerate(folds(data, seed)):
+                predicted[places] = ROWS[name](fold, seed, run_dir / f"fold{number}").argmax(axis=1)
+        else:
+            label = data.tables["test"].label
+            predicted = ROWS[name](data, seed, run_dir / "run").argmax(axis=1)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        np.save(known, predicted == label)
+    return np.load(known)
+
+
+def chosen(sampling: str) -> list[str]:
+    """The rows to run on a dataset of that sampling."""
+    wanted = [name for name in ROWS if name not in _ONLY_NAMED] if _ROWS.value is None else _ROWS.value
+    left_out = (() if sampling == "head" else _ONLY_HEAD) + (_ONLY_NAMED if _CROSS_VALIDATE.value else ())
+    return [name for name in ROWS if name in wanted and name not in left_out]
+
+
+def difference(right: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
+    """Of two accuracies over the same clips, and the 95 % interval of the difference.
+
+    Args:
+      right: bool [seeds, N].
+      other: bool [seeds, N]; the numbers of seeds may differ.
+    """
+    from scipy.stats import bootstrap
+
+    clips = right.mean(axis=0) - other.mean(axis=0)
+    if np.ptp(clips) == 0:
+        return clips[0], clips[0], clips[0]
+    interval = bootstrap(
+        (clips,), np.mean, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    return clips.mean(), interval.low, interval.high
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the rows, printing each as it is done, then the differences."""
+    cli.no_arguments(arguments)
+    unknown = sorted(set(_ROWS.value or ()) - set(ROWS))
+    if unknown:
+        cli.usage_error(f"there is no row {unknown[0]}; there are {'; '.join(ROWS)}")
+    cli.load_tensorflow()
+    from vidpipe import model
+
+    model.HEADS.update(CONTROLS)
+    for module in ("backbone", "feature_cache", "train", "loop"):
+        logging.getLogger(f"vidpipe.{module}").setLevel(logging.WARNING)
+    found: dict[str, np.ndarray] = {}
+    for data_dir in _DATA_DIR.value:
+        data = read_data(data_dir)
+        for row in chosen(data.info.clip.sampling):
+            name = f"{row}, {data.info.clip.sampling}"
+            for seed in range(1, _SEEDS.value + 1):
+                folder = Path(_WORK_DIR.value, name, str(seed))
+                right = answers(row, data, folder, seed)
+                found[name] = np.vstack([found[name], right]) if name in found else right[np.newaxis]
+                _log.info("%s, seed %d: %.3f of %d clips", name, seed, right.mean(), len(right))
+    table = make_table(found)
+    Path(_WORK_DIR.value, "table.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    print_table(table)
+
+
+def make_table(found: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """A row for each way of training, from whether its clips were answered rightly, bool [seeds, N]."""
+    peers = [name for name in found if name.startswith("notebook, ")]
+    best_peer = max(peers, key=lambda name: float(found[name].mean()), default=None)
+    table = []
+    for name, right in found.items():
+        by_seed = right.mean(axis=1)
+        row = {
+            "row": name, "clips": right.shape[1], "seeds": len(right), "mean": float(by_seed.mean()),
+            "lowest": float(by_seed.min()), "highest": float(by_seed.max()),
+            "standard_deviation": float(by_seed.std(ddof=1)),
+        }  # fmt: skip
+        if best_peer is not None:
+            row["against"], row["difference"] = best_peer, difference(right, found[best_peer])
+        table.append(row)
+    return table
+
+
+def print_table(table: list[dict[str, Any]]) -> None:
+    """On stdout, in percent."""
+    print(
+        f"{'accuracy, %':30} {'mean':>6} {'lowest':>7} {'highest':>8} {'sd':>5}   difference (95 % interval)"
+    )
+    for row in table:
+        mean, lowest, highest, deviation = (
+            100 * row[name] for name in ("mean", "lowest", "highest", "standard_deviation")
+        )
+        line = f"{row['row']:30} {mean:6.1f} {lowest:7.1f} {highest:8.1f} {deviation:5.1f}"
+        if "difference" in row:
+            line += "   {:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in row["difference"]))
+        print(line)
+    first = table[0]
+    print(f"{first['seeds']} seeds, {first['clips']} clips.", end="")
+    print(f" Differences to: {first['against']}." if "against" in first else "")
+
+
+if __name__ == "__main__":
+    cli.run(main)
