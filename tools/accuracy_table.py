@@ -30,7 +30,7 @@ the seeds. It says how much other clips might have changed the difference, not o
 import csv
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ from absl import flags
 
 import cli
 from vidpipe.config import RECIPES, ModelConfig, OptimizerConfig, TrainConfig
+from vidpipe.spec import VidpipeError
 
 if TYPE_CHECKING:
     from vidpipe.feature_cache import FeatureTable
@@ -50,7 +51,7 @@ _DATA_DIR = flags.DEFINE_list("data_dir", None, "Datasets of tools/convert_video
 _WORK_DIR = flags.DEFINE_string("work_dir", None, "Runs go here, and table.json.", required=True)
 _WEIGHTS = flags.DEFINE_string("backbone_weights", ModelConfig.backbone_weights, "As train.py takes it.")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "How many.", lower_bound=2)
-_ROWS = flags.DEFINE_list("rows", None, "Only these; a name without its sampling stands for all.")
+_ROWS = flags.DEFINE_list("rows", None, "Only these, such as motion,probe.")
 _CROSS_VALIDATE = flags.DEFINE_bool("cross_validate", False, "Within train and val; test is left alone.")
 
 _ENCODED_CLIPS = 8
@@ -59,18 +60,24 @@ _FOLDS = 5
 _log = logging.getLogger(__name__)
 
 
+class TableError(VidpipeError):
+    """The datasets do not make a table."""
+
+
 @dataclass(frozen=True)
 class Data:
     """What a row is trained and tested on.
 
     Attributes:
       data_dir: where the records are.
+      backbone_weights: of the features.
       info: of the dataset; its splits say how many clips each table has.
       tables: features of `train`, `test` and, if the row may choose an epoch, `val`.
       groups: of the videos of each table.
     """
 
     data_dir: str
+    backbone_weights: str
     info: "DatasetInfo"
     tables: Mapping[str, "FeatureTable"]
     groups: Mapping[str, np.ndarray]
@@ -92,25 +99,20 @@ class Data:
 Fit = Callable[[Data, int, Path], np.ndarray]
 
 
-def read_data(data_dir: str) -> Data:
+def read_data(data_dir: str, backbone_weights: str) -> Data:
     """Reads a dataset's features, after computing those that are missing."""
     from vidpipe import feature_cache, shards
     from vidpipe.model import build_model
 
     info = shards.read_info(data_dir)
-    frozen = build_model(
-        ModelConfig(backbone_weights=_WEIGHTS.value), info.clip.model_spec(), len(info.classes)
-    ).frozen
-    splits = [split for split in info.splits if info.num_clips(split) > 0]
-    return Data(
-        data_dir,
-        info,
-        {
-            split: feature_cache.cached_features(frozen, data_dir, info, split, _ENCODED_CLIPS)
-            for split in splits
-        },
-        {split: np.array([row["group"] for row in shards.clip_rows(data_dir, split)]) for split in splits},
-    )
+    config = ModelConfig(backbone_weights=backbone_weights)
+    frozen = build_model(config, info.clip.model_spec(), len(info.classes)).frozen
+    tables, groups = {}, {}
+    for split in info.splits:
+        if info.num_clips(split) > 0:
+            tables[split] = feature_cache.cached_features(frozen, data_dir, info, split, _ENCODED_CLIPS)
+            groups[split] = np.array([row["group"] for row in shards.clip_rows(data_dir, split)])
+    return Data(data_dir, backbone_weights, info, tables, groups)
 
 
 def folds(data: Data, seed: int) -> list[tuple[np.ndarray, Data]]:
@@ -135,7 +137,7 @@ def folds(data: Data, seed: int) -> list[tuple[np.ndarray, Data]]:
             splits={split: (ShardInfo(split, len(chosen), 0, ""),) for split, chosen in parts.items()},
         )
         part_groups = {split: groups[chosen] for split, chosen in parts.items()}
-        found.append((parts["test"], Data(data.data_dir, info, tables, part_groups)))
+        found.append((parts["test"], replace(data, info=info, tables=tables, groups=part_groups)))
     return found
 
 
@@ -195,9 +197,7 @@ def fit_head(head: str, data: Data, seed: int, run_dir: Path) -> np.ndarray:
     from vidpipe.model import build_model, classifier, load_model
     from vidpipe.optimizer import build_optimizer
 
-    config = run_config(
-        "frozen", data, seed, run_dir, ModelConfig(head=head, backbone_weights=_WEIGHTS.value)
-    )
+    config = run_config("frozen", data, seed, run_dir, head=head)
     keras.utils.set_random_seed(seed)
     model = build_model(config.model, data.info.clip.model_spec(), len(data.info.classes))
     assert model.trained is not None and config.batch_size is not None
@@ -218,24 +218,24 @@ def fit_fine_tuned(block: str, data: Data, seed: int, run_dir: Path) -> np.ndarr
     """A fine-tuned run from the frozen one of the same seed, evaluated on frames."""
     from vidpipe import evaluate, train
 
-    frozen = run_dir.parents[2] / f"motion, {data.info.clip.sampling}" / str(seed) / "run"
+    frozen = run_dir.parents[2] / "motion" / str(seed) / "run"
     if not (frozen / "metrics.json").exists():
         fit_head("motion", data, seed, frozen)
-    model = ModelConfig(fine_tune=block, backbone_weights=_WEIGHTS.value)
-    config = run_config("fine_tune", data, seed, run_dir, model)
+    config = run_config("fine_tune", data, seed, run_dir, fine_tune=block)
     train.train(replace(config, init_from=str(frozen), augment="flip"))
     folder = evaluate.evaluate(str(run_dir), data.data_dir, "test").folder
     with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
         return np.array([[float(row[name]) for name in data.info.classes] for row in csv.DictReader(file)])
 
 
-def run_config(recipe: str, data: Data, seed: int, run_dir: Path, model: ModelConfig) -> TrainConfig:
-    """The settings that `train.py --recipe` would give."""
+def run_config(recipe: str, data: Data, seed: int, run_dir: Path, **model: Any) -> TrainConfig:
+    """The settings that `train.py --recipe` would give; `model` are those of the ModelConfig."""
     values = {name: value for name, value in RECIPES[recipe].items() if name != "fine_tune"}
     values["batch_size"] = int(values["batch_size"])
     names = {field.name for field in fields(OptimizerConfig)} & set(values)
     optimizer = OptimizerConfig(**{name: values.pop(name) for name in names})
-    return TrainConfig(data.data_dir, str(run_dir), model, optimizer, seed=seed, **values)
+    config = ModelConfig(backbone_weights=data.backbone_weights, **model)
+    return TrainConfig(data.data_dir, str(run_dir), config, optimizer, seed=seed, **values)
 
 
 def mean_frame_head(features: Any, mask: Any, dropout: float | None) -> Any:
@@ -276,28 +276,29 @@ _ONLY_HEAD = ("notebook, as listed", "notebook, shuffled")
 _ONLY_NAMED = ("block5", "block4")
 
 
-def answers(name: str, data: Data, run_dir: Path, seed: int) -> np.ndarray:
+def answers(name: str, data: Data, folder: Path, seed: int, cross_validate: bool) -> np.ndarray:
     """Whether each clip was answered rightly, bool [N]; read from the folder if it is known already."""
-    known = run_dir / ("cross_validated.npy" if _CROSS_VALIDATE.value else "tested.npy")
+    known = folder / ("cross_validated.npy" if cross_validate else "tested.npy")
     if not known.exists():
-        if _CROSS_VALIDATE.value:
+        if cross_validate:
             label = data.joined()[0].label
             predicted = np.empty_like(label)
             for number, (places, fold) in enumerate(folds(data, seed)):
-                predicted[places] = ROWS[name](fold, seed, run_dir / f"fold{number}").argmax(axis=1)
+                predicted[places] = ROWS[name](fold, seed, folder / f"fold{number}").argmax(axis=1)
         else:
             label = data.tables["test"].label
-            predicted = ROWS[name](data, seed, run_dir / "run").argmax(axis=1)
-        run_dir.mkdir(parents=True, exist_ok=True)
+            predicted = ROWS[name](data, seed, folder / "run").argmax(axis=1)
+        folder.mkdir(parents=True, exist_ok=True)
         np.save(known, predicted == label)
     return np.load(known)
 
 
-def chosen(sampling: str) -> list[str]:
-    """The rows to run on a dataset of that sampling."""
-    wanted = [name for name in ROWS if name not in _ONLY_NAMED] if _ROWS.value is None else _ROWS.value
-    left_out = (() if sampling == "head" else _ONLY_HEAD) + (_ONLY_NAMED if _CROSS_VALIDATE.value else ())
-    return [name for name in ROWS if name in wanted and name not in left_out]
+def chosen(sampling: str, wanted: Sequence[str] | None, cross_validate: bool) -> list[str]:
+    """The rows to run on a dataset of that sampling; None wants all but those that must be named."""
+    left_out = (() if sampling == "head" else _ONLY_HEAD) + (_ONLY_NAMED if cross_validate else ())
+    if wanted is None:
+        left_out += _ONLY_NAMED
+    return [name for name in ROWS if (wanted is None or name in wanted) and name not in left_out]
 
 
 def difference(right: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
@@ -325,21 +326,30 @@ def main(arguments: list[str]) -> None:
     if unknown:
         cli.usage_error(f"there is no row {unknown[0]}; there are {'; '.join(ROWS)}")
     cli.load_tensorflow()
-    from vidpipe import model
+    from vidpipe import model, shards
 
     model.HEADS.update(CONTROLS)
     for module in ("backbone", "feature_cache", "train", "loop"):
         logging.getLogger(f"vidpipe.{module}").setLevel(logging.WARNING)
     found: dict[str, np.ndarray] = {}
+    first_videos: list[str] | None = None
     for data_dir in _DATA_DIR.value:
-        data = read_data(data_dir)
-        for row in chosen(data.info.clip.sampling):
+        videos = [row["video_id"] for row in shards.clip_rows(data_dir, "test")]
+        first_videos = first_videos or videos
+        if videos != first_videos:
+            raise TableError(
+                f"{data_dir} has other test videos than {_DATA_DIR.value[0]}. Convert the same lists."
+            )
+        data = read_data(data_dir, _WEIGHTS.value)
+        for row in chosen(data.info.clip.sampling, _ROWS.value, _CROSS_VALIDATE.value):
             name = f"{row}, {data.info.clip.sampling}"
             for seed in range(1, _SEEDS.value + 1):
-                folder = Path(_WORK_DIR.value, name, str(seed))
-                right = answers(row, data, folder, seed)
+                folder = Path(_WORK_DIR.value, data.info.fingerprint[:16], row, str(seed))
+                right = answers(row, data, folder, seed, _CROSS_VALIDATE.value)
                 found[name] = np.vstack([found[name], right]) if name in found else right[np.newaxis]
                 _log.info("%s, seed %d: %.3f of %d clips", name, seed, right.mean(), len(right))
+    if not found:
+        raise TableError("None of the rows can be had of these datasets.")
     table = make_table(found)
     Path(_WORK_DIR.value, "table.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     print_table(table)
@@ -377,8 +387,8 @@ def print_table(table: list[dict[str, Any]]) -> None:
             line += "   {:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in row["difference"]))
         print(line)
     first = table[0]
-    print(f"{first['seeds']} seeds, {first['clips']} clips.", end="")
-    print(f" Differences to: {first['against']}." if "against" in first else "")
+    against = f" Differences to: {first['against']}." if "against" in first else ""
+    print(f"{first['seeds']} seeds, {first['clips']} clips.{against}")
 
 
 if __name__ == "__main__":

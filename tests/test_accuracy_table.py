@@ -1,0 +1,155 @@
+"""The table of accuracies: rows are the runs they say, controls know no order, folds part no group."""
+
+from pathlib import Path
+
+import accuracy_table
+import keras
+import numpy as np
+import pytest
+
+from vidpipe import evaluate, model, train
+from vidpipe.config import RECIPES
+from vidpipe.feature_cache import FeatureTable
+
+
+@pytest.fixture(scope="module")
+def data(data_dir: str) -> accuracy_table.Data:
+    return accuracy_table.read_data(data_dir, "none")
+
+
+def test_a_row_is_the_run_of_the_trainer(
+    data_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECIPES["frozen"], "epochs", 3)
+    keras.utils.set_random_seed(2)  # of the backbone, as the run begins with it
+    data = accuracy_table.read_data(data_dir, "none")
+    config = accuracy_table.run_config("frozen", data, 2, tmp_path / "run")
+    assert (config.batch_size, config.epochs, config.seed) == (16, 3, 2)
+    probabilities = accuracy_table.fit_head("motion", data, 2, tmp_path / "row")
+    train.train(config)
+    folder = evaluate.evaluate(str(tmp_path / "run"), data.data_dir, "test").folder
+    written = np.genfromtxt(folder / "predictions.csv", delimiter=",", skip_header=1)[:, 3:]
+    # The evaluation passes frames, in batches of another size.
+    np.testing.assert_allclose(probabilities, written, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["mean_frame_head", "shuffled_head"])
+def test_controls_do_not_know_the_order(head: str) -> None:
+    random = np.random.default_rng(1)
+    features, mask = random.normal(size=(2, 5, 8)).astype(np.float32), np.arange(5) < [[5], [3]]
+    inputs = [keras.Input((5, 8)), keras.Input((5,), dtype="bool")]
+    control = keras.Model(inputs, getattr(accuracy_table, head)(*inputs, None))
+    backwards = features.copy()
+    backwards[0], backwards[1, :3] = features[0, ::-1], features[1, 2::-1]
+    np.testing.assert_allclose(control([features, mask]), control([backwards, mask]), atol=1e-5)
+    motion = keras.Model(inputs, model.motion_head(inputs[0], inputs[1], None))
+    assert np.abs(motion([features, mask]) - motion([backwards, mask])).max() > 0.01
+
+
+def test_folds_hold_each_clip_out_once_and_part_no_group(data: accuracy_table.Data) -> None:
+    table, groups = data.joined()
+    assert table.label.tolist() == sorted(table.label.tolist())
+    assert len(table.label) == data.info.num_clips("train") + data.info.num_clips("val")
+    held_out = []
+    for places, fold in accuracy_table.folds(data, seed=3):
+        held_out += places.tolist()
+        assert not set(fold.groups["train"]) & set(fold.groups["test"])
+        assert set(fold.tables) == {"train", "test"}
+        assert fold.info.num_clips("train") == len(fold.tables["train"].label)
+        np.testing.assert_array_equal(fold.tables["test"].features, table.features[places])
+        assert fold.groups["test"].tolist() == groups[places].tolist()
+    assert sorted(held_out) == list(range(len(table.label)))
+
+
+def test_the_probe_sees_change_alone(data: accuracy_table.Data, tmp_path: Path) -> None:
+    """Two classes: features that stand still, and features that move. Where they stand says nothing."""
+    random = np.random.default_rng(1)
+
+    def table(num_clips: int) -> FeatureTable:
+        label = np.arange(num_clips) % 2
+        steps = np.zeros((num_clips, 4, 3))
+        steps[:, 1:] = random.choice([-1, 1], (num_clips, 3, 3)) * label[:, np.newaxis, np.newaxis]
+        steps[:, 0] = random.normal(0, 100, (num_clips, 3))
+        return FeatureTable(steps.cumsum(axis=1), np.ones((num_clips, 4), bool), label)
+
+    tables, groups = {"train": table(20), "test": table(10)}, {"train": np.arange(20)}
+    made = accuracy_table.Data("", "none", data.info, tables, groups)
+    predicted = accuracy_table.fit_probe(made, 1, tmp_path).argmax(axis=1)
+    assert predicted.tolist() == made.tables["test"].label.tolist()
+
+
+def test_answers_are_kept(data: accuracy_table.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_hot = np.eye(2)[data.tables["test"].label]
+    asked = []
+
+    def fit(_: accuracy_table.Data, seed: int, run_dir: Path) -> np.ndarray:
+        asked.append((seed, run_dir))
+        return one_hot if seed == 1 else 1 - one_hot
+
+    monkeypatch.setitem(accuracy_table.ROWS, "motion", fit)
+    for _ in range(2):
+        assert accuracy_table.answers("motion", data, tmp_path / "1", 1, False).all()
+        assert not accuracy_table.answers("motion", data, tmp_path / "2", 2, False).any()
+    assert asked == [(1, tmp_path / "1/run"), (2, tmp_path / "2/run")]
+
+
+def test_which_rows_a_dataset_has() -> None:
+    assert accuracy_table.chosen("head", ["notebook, shuffled", "motion"], False) == [
+        "notebook, shuffled",
+        "motion",
+    ]
+    assert accuracy_table.chosen("uniform", ["notebook, shuffled", "motion"], False) == ["motion"]
+    assert "block5" not in accuracy_table.chosen("uniform", None, False)
+    assert accuracy_table.chosen("uniform", ["block5"], False) == ["block5"]
+    assert accuracy_table.chosen("uniform", ["block5"], True) == []
+
+
+def test_the_difference_is_paired_by_clip() -> None:
+    right = np.array([[1, 1, 1, 0], [1, 1, 0, 0]], bool)
+    assert accuracy_table.difference(right, right) == (0, 0, 0)
+    assert accuracy_table.difference(np.ones((3, 4), bool), np.zeros((2, 4), bool)) == (1, 1, 1)
+    mean, low, high = accuracy_table.difference(right, np.zeros((1, 4), bool))
+    assert mean == 0.625 and 0 < low < 0.4 < 0.8 < high <= 1
+    # The same accuracies over the same clips: what is paired has no spread.
+    one, other = np.array([[1, 0, 1, 0]], bool), np.array([[0, 0, 0, 0]], bool)
+    assert accuracy_table.difference(one | other, one)[1:] == (0, 0)
+
+
+def test_the_table_compares_with_the_better_row_of_the_notebook(capsys: pytest.CaptureFixture) -> None:
+    found = {
+        "notebook, as listed, head": np.array([[0, 0, 0, 1], [0, 0, 0, 1]], bool),
+        "notebook, shuffled, head": np.array([[1, 1, 0, 0], [1, 1, 0, 1]], bool),
+        "motion, uniform": np.array([[1, 1, 1, 1], [1, 1, 1, 0]], bool),
+    }
+    table = accuracy_table.make_table(found)
+    assert [row["mean"] for row in table] == [0.25, 0.625, 0.875]
+    assert (table[2]["lowest"], table[2]["highest"]) == (0.75, 1)
+    assert table[2]["standard_deviation"] == pytest.approx(np.sqrt(2) / 8)
+    assert {row["against"] for row in table} == {"notebook, shuffled, head"}
+    assert table[2]["difference"][0] == pytest.approx(0.25)
+    accuracy_table.print_table(table)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[3].split()[:6] == ["motion,", "uniform", "87.5", "75.0", "100.0", "17.7"]
+    assert printed[-1] == "2 seeds, 4 clips. Differences to: notebook, shuffled, head."
+
+
+def test_the_notebook_validates_on_the_end_of_its_list(
+    data: accuracy_table.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    fit = keras.Model.fit
+
+    def noting(
+        self: keras.Model, inputs: list, labels: np.ndarray, *arguments: object, **named: object
+    ) -> object:
+        seen.append((labels.tolist(), named["validation_split"]))
+        return fit(self, inputs, labels, *arguments, **named)
+
+    monkeypatch.setattr(keras.Model, "fit", noting)
+    listed = accuracy_table.fit_notebook(False, data, 1, tmp_path / "listed")
+    accuracy_table.fit_notebook(True, data, 1, tmp_path / "shuffled")
+    assert listed.shape == (6, 2)
+    np.testing.assert_allclose(listed.sum(axis=1), 1, atol=1e-5)
+    ((listed_labels, share), (shuffled_labels, _)) = seen
+    assert share == 0.1
+    assert listed_labels == sorted(listed_labels) == sorted(shuffled_labels) != shuffled_labels
