@@ -3,13 +3,14 @@
 import csv
 import itertools
 import json
+import logging
 import platform
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
@@ -27,6 +28,9 @@ from vidpipe.spec import ClipSpec, VidpipeError
 _CALIBRATION_BINS = 15
 _CLIPS_SHOWN = 12  # mistakes, and as many uncertain ones
 _CLASSES_NAMED = 6
+_HISTORY_COLUMNS = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
+_Paper = TypeVar("_Paper")
+_log = logging.getLogger(__name__)
 
 
 class EvaluateError(VidpipeError):
@@ -126,8 +130,8 @@ def evaluate(
         mistakes=mistakes,
         uncertain=uncertain,
         frames=frames,
-        history=_read_history(Path(run_dir)),
-        settings=_read_settings(Path(run_dir)),
+        history=_paper(Path(run_dir) / "history.csv", _read_history, []),
+        settings=_paper(Path(run_dir) / "config.json", _read_settings, {}),
         made=_how_made(run_dir, data_dir, split, num_clips, num_crops, cache_dir, info),
     )
     shards.write_text(output / "report.html", page.evaluation_page(report))
@@ -396,23 +400,29 @@ def _read_frames(
     return frames
 
 
-def _read_history(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of a run's history.csv; none where it has no such file."""
-    if not (run_dir / "history.csv").exists():
-        return []
-    with (run_dir / "history.csv").open(encoding="utf-8", newline="") as file:
-        rows = [
-            {name: float(value) if value else None for name, value in row.items()}
+def _read_history(path: Path) -> list[dict[str, Any]]:
+    """The epochs of a run's history.csv, as `report.learning_curves` takes them."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            {"epoch": int(row["epoch"])}
+            | {name: float(row[name]) if row[name] else None for name in _HISTORY_COLUMNS}
             for row in csv.DictReader(file)
         ]
-    return [row | {"epoch": epoch} for epoch, row in enumerate(rows, start=1)]
 
 
-def _read_settings(run_dir: Path) -> dict[str, Any]:
-    """A run's config.json; nothing where it has none."""
-    if not (run_dir / "config.json").exists():
-        return {}
-    return json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+def _read_settings(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _paper(path: Path, read: Callable[[Path], _Paper], without: _Paper) -> _Paper:
+    """What a run's file says; a run without it, or with a damaged one, can be evaluated all the same."""
+    try:
+        return read(path)
+    except FileNotFoundError:
+        return without
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _log.warning("%s cannot be read (%s); the report is without it.", path, shards.first_line(error))
+        return without
 
 
 def _how_made(
