@@ -297,7 +297,7 @@ def test_clips_stand_still_for_those_who_want_less_motion(
     assert browser.find_element(By.CSS_SELECTOR, "button.play").text == "Play the clips"
 
 
-# How many texts there are, and of those whose contrast with what lies behind is below 4.5 (WCAG 2) ratio and text.
+# How many texts there are; and ratio and text where the contrast with what lies behind is below 4.5 (WCAG 2).
 _FAINT = """
 const channel = (v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
 const parse = (c) => {
@@ -315,7 +315,8 @@ while (walker.nextNode()) {
   if (!walker.currentNode.data.trim() || !element.checkVisibility()) continue;
   let behind = element;
   while (parse(getComputedStyle(behind).backgroundColor)[3] === 0) behind = behind.parentElement;
-  const two = [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor].map(parse).map(light);
+  const colours = [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor];
+  const two = colours.map((colour) => light(parse(colour)));
   const ratio = (Math.max(...two) + 0.05) / (Math.min(...two) + 0.05);
   seen += 1;
   if (ratio < 4.5) faint.push([ratio, walker.currentNode.data]);
@@ -431,7 +432,7 @@ def test_what_there_is_nothing_to_say_of_is_left_out(
         assert words == instead or words not in bare
     assert "There are none: every clip is named right." in bare
     assert "views" not in whole
-    views = _rendered(monkeypatch, small, metrics=small.metrics | {"views": 12})
+    views = _rendered(monkeypatch, small, metrics={**small.metrics, "views": 12})
     assert "Each clip was looked at in 12 views, whose probabilities are averaged." in views
     assert "in the central one of its views" in views
     assert "<code>python tools/evaluate.py --run_dir=&#39;a run&#39;</code>" in whole
