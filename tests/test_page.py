@@ -212,6 +212,7 @@ def test_a_table_sorts_by_text_and_by_number(table: webdriver.Chrome) -> None:
     for column, direction, expected in [
         (0, "ascending", ["a", "a", "B 9", "b 10", "é"]),
         (0, "descending", ["é", "b 10", "B 9", "a", "a"]),
+        (0, "ascending", ["a", "a", "B 9", "b 10", "é"]),
         (1, "ascending", ["-1", "9", "9", "10.5 %", "–"]),
         (1, "descending", ["10.5 %", "9", "9", "-1", "–"]),
     ]:
@@ -219,7 +220,9 @@ def test_a_table_sorts_by_text_and_by_number(table: webdriver.Chrome) -> None:
         assert _column(table, "t", column) == expected
         others = table.find_elements(By.CSS_SELECTOR, "#t th[scope=col]")
         assert others[1 - column].get_attribute("aria-sort") == "none"
-    assert _column(table, "t", 0)[1:3] == ["b 10", "a"]  # equal rows, as they came
+        if column == 1:  # equal rows, as they came
+            names = _column(table, "t", 0)
+            assert names.index("b 10") == names.index("a") - 1
 
 
 def test_a_table_is_filtered_by_words_and_boxes(table: webdriver.Chrome) -> None:

@@ -112,13 +112,7 @@ def evaluate(
         "dataset_fingerprint": info.fingerprint,
     } | compute_metrics(labels, probabilities, card.classes)
     text = _classification_report(labels, probabilities, card.classes)
-    predicted = probabilities.argmax(axis=1)
-    with shards.committed_csv(
-        output / "predictions.csv", ["video_id", "label", "predicted", *card.classes]
-    ) as writer:
-        for row, best, scores in zip(rows, predicted, probabilities, strict=True):
-            fixed = {"video_id": row["video_id"], "label": row["label"], "predicted": card.classes[best]}
-            writer.writerow(fixed | dict(zip(card.classes, scores.tolist(), strict=True)))
+    _write_predictions(output / "predictions.csv", rows, probabilities, card.classes)
     shards.write_text(output / "classification_report.txt", text)
     report = page.EvaluationReport(
         name=Path(run_dir).resolve().name,
@@ -132,10 +126,14 @@ def evaluate(
         frames=frames,
         history=_paper(Path(run_dir) / "history.csv", _read_history, []),
         settings=_paper(Path(run_dir) / "config.json", _read_settings, {}),
-        made=_how_made(run_dir, data_dir, split, num_clips, num_crops, cache_dir, info),
+        made=_how_made(
+            {"run_dir": run_dir, "data_dir": data_dir, "split": split, "cache_dir": cache_dir}
+            | {"num_clips": num_clips, "num_crops": num_crops},
+            info,
+        ),
     )
     shards.write_text(output / "report.html", page.evaluation_page(report))
-    # Last: where it is, the others are.
+    # Last: whoever waits for it finds the others.
     shards.write_text(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return Evaluation(output, metrics, text, output / "report.html")
 
@@ -383,6 +381,16 @@ def _predict_split(
     return np.concatenate(labels)[::num_views], averaged
 
 
+def _write_predictions(
+    path: Path, rows: Sequence[Mapping[str, str]], probabilities: np.ndarray, classes: tuple[str, ...]
+) -> None:
+    with shards.committed_csv(path, ["video_id", "label", "predicted", *classes]) as writer:
+        for row, scores in zip(rows, probabilities, strict=True):
+            fixed = {name: row[name] for name in ("video_id", "label")}
+            fixed["predicted"] = classes[scores.argmax()]
+            writer.writerow(fixed | dict(zip(classes, scores.tolist(), strict=True)))
+
+
 def _read_frames(
     data_dir: str, info: shards.DatasetInfo, split: str, places: Sequence[int], spec: ClipSpec
 ) -> dict[int, np.ndarray]:
@@ -425,20 +433,15 @@ def _paper(path: Path, read: Callable[[Path], _Paper], without: _Paper) -> _Pape
         return without
 
 
-def _how_made(
-    run_dir: str,
-    data_dir: str,
-    split: str,
-    num_clips: int,
-    num_crops: int,
-    cache_dir: str | None,
-    info: shards.DatasetInfo,
-) -> dict[str, str]:
-    flags: dict[str, Any] = {"run_dir": run_dir, "data_dir": data_dir, "split": split}
-    flags |= {"num_clips": num_clips} if num_clips > 1 else {}
-    flags |= {"num_crops": num_crops} if num_crops > 1 else {}
-    flags |= {"cache_dir": cache_dir} if cache_dir is not None else {}
-    command = ["python", "tools/evaluate.py", *(f"--{name}={value}" for name, value in flags.items())]
+def _how_made(flags: Mapping[str, Any], info: shards.DatasetInfo) -> dict[str, str]:
+    """What the report tells of its making.
+
+    Args:
+      flags: of tools/evaluate.py; those with their default, None or one view, are not told.
+      info: the dataset.
+    """
+    given = {name: value for name, value in flags.items() if value not in (None, 1)}
+    command = ["python", "tools/evaluate.py", *(f"--{name}={value}" for name, value in given.items())]
     versions = {
         "vidpipe": vidpipe.__version__,
         "Python": platform.python_version(),
@@ -449,8 +452,8 @@ def _how_made(
     }
     return {
         "Command": shlex.join(command),
-        "Views of each clip": f"{num_clips} in time x {num_crops} in space, probabilities averaged",
-        "Model file, sha256": shards.sha256_of(str(Path(run_dir) / "model.keras")),
+        "Views of each clip": f"{flags['num_clips']} in time x {flags['num_crops']} in space",
+        "Model file, sha256": shards.sha256_of(f"{flags['run_dir']}/model.keras"),
         "Dataset, fingerprint": info.fingerprint,
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "Date": datetime.now().astimezone().isoformat(" ", timespec="minutes"),
