@@ -140,6 +140,13 @@ def test_names_are_shown_as_they_are(opened: webdriver.Chrome, small: page.Evalu
     assert _texts(opened, "#look .small") == [small.video_ids[place] for place in shown]
     predicted = [HOSTILE[small.probabilities[place].argmax()] for place in shown]
     assert _texts(opened, "#look p:first-of-type strong") == predicted
+    compared = []  # the true class, or behind it the next
+    for place in shown:
+        best, second = np.argsort(-small.probabilities[place])[:2]
+        label = small.labels[place]
+        word, other = ("then", second) if best == label else ("true", label)
+        compared.append(f"{word} {HOSTILE[other]} {100 * small.probabilities[place, other]:.1f} %")
+    assert _texts(opened, "#look p:nth-of-type(2)") == compared
 
 
 def test_the_numbers_are_those_of_the_metrics(opened: webdriver.Chrome, small: page.EvaluationReport) -> None:
