@@ -11,28 +11,21 @@ ROOT = Path(__file__).parents[1]
 # A module may import those before it; the conversion half ends with convert.
 ORDER = (
     "spec", "sampling", "config", "manifest", "video", "worker", "records", "remote", "shards", "progress",
-    "convert", "convert_beam", "verify", "shard_cache", "augment", "input_pipeline", "report", "backbone",
-    "model", "memory", "feature_cache", "checkpoint", "optimizer", "step", "distribution", "loop", "train",
-    "evaluate", "export", "predict",
+    "convert", "convert_beam", "verify", "shard_cache", "augment", "input_pipeline", "report", "page",
+    "backbone", "model", "memory", "feature_cache", "checkpoint", "optimizer", "step", "distribution", "loop",
+    "train", "evaluate", "export", "predict",
 )  # fmt: skip
 SHARED = {
-    "spec",
-    "sampling",
-    "config",
-    "manifest",
-    "records",
-    "remote",
-    "shards",
-    "progress",
-    "video",
-    "worker",
-}
+    "spec", "sampling", "config", "manifest", "records", "remote", "shards", "progress", "video", "worker",
+}  # fmt: skip
 DOORS = {
     "cv2": {"video"},
     "sklearn": {"evaluate", "manifest"},
     "tensorflow_io": {"remote"},
     "matplotlib": {"report"},
     "pebble": {"worker"},
+    "jinja2": {"page"},
+    "PIL": {"predict"},
     "apache_beam": {"convert_beam"},
 }
 
