@@ -1,10 +1,12 @@
 """Test data that carries its own answer: frame i of a video has brightness 20 + 10 * i."""
 
+import dataclasses
+import itertools
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -130,3 +132,34 @@ def faulty_read(path: str, clip: ClipConfig, encoding: str, quality: int) -> vid
         loaded = [module for module in ("tensorflow", "keras") if module in sys.modules]
         raise video.VideoReadError(path, f"worker has {loaded}")
     return video.read_encoded_clip(path, clip, encoding, quality)
+
+
+def content_read(path: str, clip: ClipConfig) -> video.VideoClip:
+    """Runs in a worker: a file that holds no more than a fault's name has it."""
+    _have_fault(Path(path).read_bytes())
+    return video.read_clip(path, clip)
+
+
+def failing_windows(
+    path: str, clip: ClipConfig, window_sec: float, hop_sec: float
+) -> Iterator[video.VideoWindow]:
+    """Runs in a process: what lies beside the video under its name and `.fault` comes after two windows."""
+    yield from itertools.islice(video.read_windows(path, clip, window_sec, hop_sec), 2)
+    _have_fault(Path(f"{path}.fault").read_bytes())
+
+
+def timeless_windows(
+    path: str, clip: ClipConfig, window_sec: float, hop_sec: float
+) -> Iterator[video.VideoWindow]:
+    """Runs in a process: reads as ever, but as if nothing told of time."""
+    for window in video.read_windows(path, clip, window_sec, hop_sec):
+        yield dataclasses.replace(window, times_known=False)
+
+
+def _have_fault(name: bytes) -> None:
+    if name == b"crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif name == b"hang":
+        time.sleep(1000)
+    elif name == b"memory":
+        np.ones(2**33, np.uint8)

@@ -10,19 +10,22 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # A module may import those before it; the conversion half ends with convert.
 ORDER = (
-    "spec", "sampling", "config", "manifest", "video", "records", "remote", "shards", "progress", "convert",
-    "convert_beam", "verify", "shard_cache", "augment", "input_pipeline", "report", "page", "backbone",
-    "model", "memory", "feature_cache", "checkpoint", "optimizer", "step", "distribution", "loop", "train",
-    "evaluate", "export", "predict",
+    "spec", "sampling", "config", "manifest", "video", "worker", "records", "remote", "shards", "progress",
+    "convert", "convert_beam", "verify", "shard_cache", "augment", "input_pipeline", "report", "page",
+    "backbone", "model", "memory", "feature_cache", "checkpoint", "optimizer", "step", "distribution", "loop",
+    "train", "evaluate", "export", "predict",
 )  # fmt: skip
-SHARED = {"spec", "sampling", "config", "records", "remote", "shards", "progress", "video"}
+SHARED = {
+    "spec", "sampling", "config", "manifest", "records", "remote", "shards", "progress", "video", "worker",
+}  # fmt: skip
 DOORS = {
     "cv2": {"video"},
     "sklearn": {"evaluate", "manifest"},
     "tensorflow_io": {"remote"},
     "matplotlib": {"report"},
+    "pebble": {"worker"},
     "jinja2": {"page"},
-    "pebble": {"convert"},
+    "PIL": {"predict"},
     "apache_beam": {"convert_beam"},
 }
 

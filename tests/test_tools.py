@@ -156,8 +156,8 @@ def test_the_whole_path_through_the_tools(tmp_path: Path, videos: Path) -> None:
     ended = run_tool("predict.py", f"--run_dir={run_dir}", "--json", good, "nowhere.avi")
     assert ended.returncode == 1
     assert "nowhere.avi: no such file" in ended.stderr
-    (line,) = ended.stdout.splitlines()
-    prediction = json.loads(line)
+    told, prediction = map(json.loads, ended.stdout.splitlines())
+    assert told == {"video": "nowhere.avi", "error": "no such file"}
     assert (prediction["video"], set(prediction["probabilities"])) == (good, {"long", "short"})
     assert prediction["predicted"] == max(prediction["probabilities"], key=prediction["probabilities"].get)
 

@@ -12,23 +12,20 @@ import hashlib
 import itertools
 import json
 import logging
-import multiprocessing
 import os
 import posixpath
 import tempfile
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 from filelock import FileLock, Timeout
-from pebble import ProcessExpired, ProcessPool
 
-from vidpipe import remote, shards, video
+from vidpipe import remote, shards, video, worker
 from vidpipe.config import ClipConfig, ConversionConfig, differences, fingerprint, to_dict
 from vidpipe.manifest import VideoRow, class_names, read_manifest
 from vidpipe.progress import Progress
@@ -36,6 +33,7 @@ from vidpipe.records import SCHEMA_VERSION, encode_clip
 from vidpipe.spec import SPLITS, VidpipeError
 
 ReadEncodedClip = Callable[[str, ClipConfig, str, int], video.EncodedClip]
+_Outcome = worker.Outcome[video.EncodedClip]
 MakeShards = Callable[["Sequence[ShardPlan]", ConversionConfig, list[str], ReadEncodedClip], None]
 
 # What the conversion knows of itself while it runs, and what a repair needs later: the plan and, per
@@ -43,8 +41,6 @@ MakeShards = Callable[["Sequence[ShardPlan]", ConversionConfig, list[str], ReadE
 STATE_DIR = ".conversion"
 # Natural frames of 224 pixels; JPEG at quality 95. An estimate decides how many shards there are.
 _BYTES_PER_PIXEL = {"jpeg": 0.4, "png": 2.0, "raw": 3.0}
-# Clips in flight per worker: enough to ride out a slow video, and the bound on the parent's memory.
-_WINDOW_PER_WORKER = 4
 _log = logging.getLogger(__name__)
 
 
@@ -75,14 +71,6 @@ class ShardPlan:
 
     name: str
     rows: tuple[VideoRow, ...]
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """A video's clip, or the reason why there is none."""
-
-    clip: video.EncodedClip | None
-    reason: str = ""
 
 
 def convert(
@@ -159,22 +147,12 @@ def make_shards(
       classes: ordered; a label is an index into it.
       read: as in `convert`.
     """
-    # Spawned, not forked: OpenCV is not fork-safe. A worker that crashes or hangs costs its one video.
-    pool = ProcessPool(
-        _num_workers(config),
-        context=multiprocessing.get_context("spawn"),
-        initializer=video.limit_memory,
-        initargs=[config.worker_memory_mb],
-    )
     total = sum(len(plan.rows) for plan in plans)
-    with pool, Progress("Converting", total, "videos") as progress:
-        try:
-            outcomes = _watched(_read_in_order(pool, plans, config, read), progress)
-            for plan in plans:
-                _make_shard(plan, itertools.islice(outcomes, len(plan.rows)), config, classes)
-        except BaseException:
-            pool.stop()
-            raise
+    workers = worker.Workers(_num_workers(config), config.timeout_sec, config.worker_memory_mb)
+    with workers, Progress("Converting", total, "videos") as progress:
+        outcomes = _watched(_read_in_order(workers, plans, config, read), progress)
+        for plan in plans:
+            _make_shard(plan, itertools.islice(outcomes, len(plan.rows)), config, classes)
 
 
 def _convert_locked(
@@ -220,10 +198,10 @@ def _make_shard(
         position = 0
         for row, outcome in zip(plan.rows, outcomes, strict=True):
             videos.append(_video_row(row, outcome, plan.name, position, config))
-            if outcome.clip is None:
+            if outcome.value is None:
                 _log.warning("Skipped %s: %s", row.video_id, outcome.reason)
             else:
-                yield _encode(row, outcome.clip, classes, config)
+                yield _encode(row, outcome.value, classes, config)
                 position += 1
 
     info = shards.write_shard(posixpath.join(config.output_dir, plan.name), examples())
@@ -234,7 +212,7 @@ def _make_shard(
 def _watched(outcomes: Iterable[_Outcome], progress: Progress) -> Iterator[_Outcome]:
     skipped = 0
     for outcome in outcomes:
-        skipped += outcome.clip is None
+        skipped += outcome.value is None
         progress.advance(note=f"{skipped} skipped")
         yield outcome
 
@@ -244,49 +222,18 @@ def _num_workers(config: ConversionConfig) -> int:
 
 
 def _read_in_order(
-    pool: ProcessPool, plans: Sequence[ShardPlan], config: ConversionConfig, read: ReadEncodedClip
+    workers: worker.Workers, plans: Sequence[ShardPlan], config: ConversionConfig, read: ReadEncodedClip
 ) -> Iterator[_Outcome]:
-    """Yields the outcome of every planned video, in order, with a bounded number of clips in flight."""
-
-    def start(row: VideoRow) -> Future | None:
-        path = str(Path(config.manifest.video_dir) / row.path)
-        arguments = [path, config.clip, config.encoding, config.jpeg_quality]
-        return pool.schedule(read, arguments, timeout=config.timeout_sec) if row.path else None
-
-    def outcome(row: VideoRow, future: Future | None) -> _Outcome:
-        first = _outcome(future, config)
-        # Not always the video's fault: the machine was busy, its clock was set, its memory was full.
-        return _outcome(start(row), config) if _may_pass(first.reason) else first
-
-    window = _WINDOW_PER_WORKER * _num_workers(config)
-    in_flight: deque[tuple[VideoRow, Future | None]] = deque()
-    for row in itertools.chain.from_iterable(plan.rows for plan in plans):
-        in_flight.append((row, start(row)))
-        if len(in_flight) >= window:
-            yield outcome(*in_flight.popleft())
-    while in_flight:
-        yield outcome(*in_flight.popleft())
-
-
-def _may_pass(reason: str) -> bool:
-    return reason.startswith(("timed out", "crashed"))
-
-
-def _outcome(future: Future | None, config: ConversionConfig) -> _Outcome:
-    if future is None:
-        return _Outcome(None, "not found under video_dir")
-    try:
-        return _Outcome(future.result())
-    except video.VideoReadError as error:
-        return _Outcome(None, error.reason)
-    except FutureTimeoutError:
-        return _Outcome(None, f"timed out after {config.timeout_sec:g} s")
-    except ProcessExpired as error:
-        return _Outcome(None, f"crashed the decoder (exit code {error.exitcode})")
-    except OSError as error:
-        return _Outcome(None, f"cannot be read: {error.strerror}")
-    except MemoryError:
-        return _Outcome(None, video.OUT_OF_MEMORY)
+    """Yields the outcome of every planned video, in order."""
+    rows = [row for plan in plans for row in plan.rows]
+    calls = (
+        (str(Path(config.manifest.video_dir) / row.path), config.clip, config.encoding, config.jpeg_quality)
+        for row in rows
+        if row.path
+    )
+    outcomes = workers.read_in_order(read, calls)
+    for row in rows:
+        yield next(outcomes) if row.path else worker.Outcome(None, "not found under video_dir")
 
 
 def _encode(row: VideoRow, clip: video.EncodedClip, classes: list[str], config: ConversionConfig) -> bytes:
@@ -310,13 +257,13 @@ def _video_row(
         "video_id": row.video_id, "split": row.split, "label": row.label_name, "group": row.group,
         "source": _source_state(row, config),
     }  # fmt: skip
-    if outcome.clip is None:
+    if outcome.value is None:
         return common | {"status": "skipped", "reason": outcome.reason}
     return (
         common
         | {"status": "ok", "shard": shard, "position": position}
-        | {"frames_kept": len(outcome.clip.encoded_frames)}
-        | dataclasses.asdict(outcome.clip.info)
+        | {"frames_kept": len(outcome.value.encoded_frames)}
+        | dataclasses.asdict(outcome.value.info)
     )
 
 
@@ -335,7 +282,7 @@ def _is_finished(plan: ShardPlan, config: ConversionConfig) -> bool:
         for row, outcome in zip(plan.rows, state["videos"], strict=True):
             if outcome["video_id"] != row.video_id or outcome["source"] != _source_state(row, config):
                 return False
-            if _may_pass(outcome.get("reason", "")):
+            if worker.may_pass(outcome.get("reason", "")):
                 return False
         info = shards.ShardInfo(**state["shard"])
         address = posixpath.join(config.output_dir, plan.name)

@@ -19,9 +19,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
 from vidpipe import input_pipeline, shards
+from vidpipe.sampling import clock
 from vidpipe.spec import SPLITS
 
 _DPI = 110
@@ -32,6 +33,10 @@ _MARK_COLOUR = "0.45"
 _SQUARE = (4.8, 4.8)  # inches, of a figure that has another beside it
 _SOLID_SERIES = 4
 _NUMBERED_CLASSES = 20
+_TIMELINE_CLASSES = 10
+_LINE_STYLES = ("-", "--", "-.", ":")
+# Seconds between the marks of a time axis.
+_CLOCK_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
 # Inches: a cell with a number, a cell with room for its name, and the side from which cells shrink.
 _NUMBERED_CELL, _NAMED_CELL, _LARGEST_MATRIX = 0.42, 0.13, 16.0
 # The colours of pages and of the figures in them. Text has a contrast of 4.5 and more on paper and card, and
@@ -294,6 +299,66 @@ def _learning_figure(history: Sequence[Mapping[str, Any]], size: tuple[float, fl
 def _tidy(axes: Axes) -> None:
     axes.grid(linewidth=0.5, alpha=0.4)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def timeline(
+    bounds: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], title: str, path: Path
+) -> None:
+    """Writes a PNG of class probabilities over a video's time, and below them which class leads when.
+
+    Drawn are classes that lead in some window, at most 10, those first that lead in most; in the strip the
+    others are grey. The legend says where each has its peak, which is ringed.
+
+    Args:
+      bounds: float [N, 2], N >= 1, where the windows start and end, seconds, ascending.
+      probabilities: float [N, C].
+      classes: the C names.
+      title: such as the video's path.
+      path: where the PNG goes; it appears there when it is whole.
+    """
+    leading = probabilities.argmax(axis=1)
+    counts = np.bincount(leading, minlength=len(classes))
+    leaders = [index for index in np.argsort(-counts, kind="stable") if counts[index] > 0]
+    drawn = leaders[:_TIMELINE_CLASSES]
+    figure = Figure((12, 4.8), _DPI, layout="constrained")
+    axes, strip = figure.subplots(2, sharex=True, gridspec_kw={"height_ratios": [9, 1]})
+    middles = bounds.mean(axis=1)
+    until = np.append(bounds[1:, 0], bounds[-1, 1])  # a class leads until the next window starts
+    for place, index in enumerate(drawn):
+        curve, colour = probabilities[:, index], f"C{place}"
+        peak = curve.argmax()
+        label = f"{curve[peak]:.2f} at {clock(middles[peak])}  {classes[index][:_NAME_CHARACTERS]}"
+        # A few windows are dots that can be told apart, and one makes no line.
+        marker = "." if len(bounds) <= 60 else ""
+        axes.plot(middles, curve, colour, linestyle=_LINE_STYLES[place % 4], marker=marker, label=label)
+        axes.plot(middles[peak], curve[peak], "o", color=colour, markersize=9, fillstyle="none")
+        led = leading == index
+        strip.broken_barh(
+            np.stack([bounds[led, 0], until[led] - bounds[led, 0]], axis=1), (0, 1), color=colour, linewidth=0
+        )
+    axes.set_title(title[-_TITLE_CHARACTERS * 2 :], loc="left", fontsize=10, parse_math=False)
+    axes.set_ylabel("probability")
+    axes.set_ylim(-0.02, 1.04)
+    axes.grid(linewidth=0.5, alpha=0.4)
+    axes.spines[["top", "right"]].set_visible(False)
+    unseen = len(leaders) - len(drawn)
+    legend = axes.legend(
+        title="highest" + (f" (and {unseen} more that lead)" if unseen else ""),
+        loc="upper left", bbox_to_anchor=(1, 1.03), frameon=False, fontsize=9, alignment="left",
+    )  # fmt: skip
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    strip.set_yticks([0.5], ["leads"])
+    strip.tick_params(left=False)
+    strip.set_facecolor("0.9")
+    strip.spines[:].set_visible(False)
+    duration = bounds[-1, 1] - bounds[0, 0]
+    step = next(step for step in _CLOCK_STEPS if duration / step <= 12 or step == _CLOCK_STEPS[-1])
+    strip.xaxis.set_major_locator(MultipleLocator(step))
+    strip.xaxis.set_major_formatter(FuncFormatter(lambda moment, _: clock(moment)))
+    strip.set_xlim(bounds[0, 0], bounds[-1, 1])
+    strip.set_xlabel("time, minutes:seconds")
+    _write_png(figure, path)
 
 
 def _draw_curve(

@@ -1,12 +1,16 @@
-"""Which frames of a video make up a clip.
+"""Which frames of a video make up a clip, and which clips a long video.
 
 Counts go in and indices come out: no files, no tensors, no state, so every rule
 here can be checked by hand.
 """
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
+
+_Item = TypeVar("_Item")
 
 
 def uniform_indices(video_num_frames: int, num_frames: int) -> np.ndarray:
@@ -90,6 +94,75 @@ def sample_indices(
 def depends_on_length(sampling: str, frame_stride: int | None = None) -> bool:
     """Whether the indices change with the video's length, beyond being cut off at its end."""
     return sampling == "uniform" or (sampling == "interval" and frame_stride is None)
+
+
+def windows_at(time_sec: float, window_sec: float, hop_sec: float) -> range:
+    """The windows that a moment lies in: window k is [k * hop_sec, k * hop_sec + window_sec).
+
+    Times count in whole microseconds, so that 3 * 0.1 is 0.3.
+
+    Args:
+      time_sec: seconds from the first frame, at least 0.
+      window_sec: a window's length, above 0.
+      hop_sec: from the start of one window to that of the next, above 0.
+
+    Returns:
+      The numbers of the windows, ascending; none where the moment lies between two.
+
+    >>> list(windows_at(2.5, window_sec=2, hop_sec=1)), list(windows_at(1.5, window_sec=1, hop_sec=2))
+    ([1, 2], [])
+    """
+    time, window, hop = (round(seconds * 1_000_000) for seconds in (time_sec, window_sec, hop_sec))
+    if time < 0 or window < 1 or hop < 1:
+        raise ValueError(
+            f"A window needs a time from 0 and lengths above 0; got time_sec={time_sec:g}, "
+            f"window_sec={window_sec:g}, hop_sec={hop_sec:g}."
+        )
+    return range(max(0, (time - window) // hop + 1), time // hop + 1)
+
+
+def windowed(
+    timed_items: Iterable[tuple[float, _Item]], window_sec: float, hop_sec: float
+) -> Iterator[tuple[int, list[_Item]]]:
+    """Deals what comes in order of time to the windows of `windows_at`, and holds no more than one of them.
+
+    Args:
+      timed_items: (seconds from the first, anything), times ascending.
+      window_sec: as in `windows_at`.
+      hop_sec: as in `windows_at`.
+
+    Yields:
+      A window's number and its items, as soon as a later one shows that it has all of them. Windows without
+      an item are left out, and so are those after the first that reaches the end: it holds what they would.
+
+    >>> list(windowed([(0, "a"), (1, "b"), (2, "c")], window_sec=2, hop_sec=1))
+    [(0, ['a', 'b']), (1, ['b', 'c'])]
+    """
+    held: deque[tuple[range, _Item]] = deque()
+    current = 0
+    for time_sec, item in timed_items:
+        windows = windows_at(time_sec, window_sec, hop_sec)
+        while held and current < windows.start:
+            yield current, [each for within, each in held if current in within]
+            current += 1
+            while held and held[0][0].stop <= current:
+                held.popleft()
+        if windows:
+            if not held:
+                current = windows.start
+            held.append((windows, item))
+    if held:
+        yield current, [item for _, item in held]
+
+
+def clock(moment_sec: float) -> str:
+    """Seconds as minutes:seconds, with tenths where there are some.
+
+    >>> clock(61), clock(4000.26)
+    ('1:01', '66:40.3')
+    """
+    minutes, tenths = divmod(round(moment_sec * 10), 600)
+    return f"{minutes}:{tenths // 10:02d}" + (f".{tenths % 10}" if tenths % 10 else "")
 
 
 def _check_counts(video_num_frames: int, num_frames: int) -> None:

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from vidpipe.config import ClipConfig
-from vidpipe.sampling import depends_on_length, sample_indices
+from vidpipe.sampling import depends_on_length, sample_indices, windowed, windows_at
 from vidpipe.spec import VidpipeError
 
 # Containers without an index (MPEG program streams, WebM) give an estimate of their frame count, usually
@@ -29,6 +29,8 @@ from vidpipe.spec import VidpipeError
 MIN_READABLE_SHARE = 0.9
 # 16384 x 16384: beyond any camera, and a frame of it is 800 MB.
 MAX_FRAME_PIXELS = 2**28
+# Where neither the header nor the frames tell of time.
+ASSUMED_FPS = 25
 OUT_OF_MEMORY = "larger than the limit of memory"
 # Of a stored frame; JPEG's own limit.
 MAX_FRAME_SIDE = 65500
@@ -98,6 +100,24 @@ class EncodedClip:
     info: VideoInfo
 
 
+@dataclass(frozen=True)
+class VideoWindow:
+    """The sampled frames of a stretch of a video.
+
+    Attributes:
+      start_sec, end_sec: from the video's first frame; the last window of a video ends with it.
+      frames: uint8 [n, H, W, 3], RGB, as `VideoClip` has them.
+      video_sec: the whole video's length by its header; 0 where it has none.
+      times_known: False where frames had to be counted as if there were `ASSUMED_FPS` of them in a second.
+    """
+
+    start_sec: float
+    end_sec: float
+    frames: np.ndarray
+    video_sec: float
+    times_known: bool
+
+
 def read_clip(path: str, clip: ClipConfig) -> VideoClip:
     """Decodes the frames that `clip` asks for, cropped and resized as it says.
 
@@ -118,6 +138,60 @@ def read_clip(path: str, clip: ClipConfig) -> VideoClip:
     for frame in read.frames:
         cv2.cvtColor(frame, cv2.COLOR_BGR2RGB, dst=frame)
     return read
+
+
+def read_windows(path: str, clip: ClipConfig, window_sec: float, hop_sec: float) -> Iterator[VideoWindow]:
+    """Decodes a video once, in order, and samples each of its windows as if it were a video of its own.
+
+    A window holds the frames shown within it, by their own times: the rate may vary. In memory are the frames
+    of one window, cropped and resized.
+
+    Args:
+      path: as in `read_clip`.
+      clip: which frames of a window, and their size.
+      window_sec: as in `sampling.windows_at`.
+      hop_sec: as in `sampling.windows_at`.
+
+    Yields:
+      The windows of `sampling.windowed`, at least one.
+
+    Raises:
+      VideoReadError: as `read_clip`. Where the file ends early, after the windows that it gave.
+    """
+    times: list[float] = []
+    with _open(path) as capture:
+        claimed, fps = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), float(capture.get(cv2.CAP_PROP_FPS))
+        step = 1 / (fps if fps > 0 else ASSUMED_FPS)
+        video_sec = max(0, claimed) * step
+        times_known = True
+
+        def timed_frames() -> Iterator[tuple[float, np.ndarray]]:
+            nonlocal times_known
+            image = size = None
+            for time, is_own in _timed(capture, step):
+                times.append(time)
+                times_known &= is_own or fps > 0
+                if not windows_at(time, window_sec, hop_sec):
+                    continue
+                readable, image = capture.retrieve(image)
+                if not readable:
+                    raise VideoReadError(path, f"frame {len(times) - 1} of the video is unreadable")
+                size = size or clip.frame_size(*image.shape[:2])
+                frame = np.empty((*size, 3), np.uint8)
+                _write_frame(image, frame, clip.resize)
+                yield time, frame
+
+        for index, frames in windowed(timed_frames(), window_sec, hop_sec):
+            wanted = sample_indices(clip.sampling, len(frames), clip.num_frames, clip.frame_stride)
+            sampled = np.stack([cv2.cvtColor(frames[i], cv2.COLOR_BGR2RGB) for i in wanted])
+            start = round(index * hop_sec, 6)
+            end = round(min(start + window_sec, times[-1] + step), 6)
+            yield VideoWindow(start, end, sampled, video_sec, times_known)
+        if not times:
+            raise _no_frame(path, capture)
+    # By both, as in `read_clip`; but a long still scene is none of our business here.
+    if len(times) < MIN_READABLE_SHARE * claimed and times[-1] < MIN_READABLE_SHARE * video_sec:
+        raise VideoReadError(path, f"ended after {len(times)} of {claimed} frames")
 
 
 def read_encoded_clip(path: str, clip: ClipConfig, encoding: str, jpeg_quality: int) -> EncodedClip:
@@ -221,6 +295,22 @@ def _open(path: str) -> Iterator[cv2.VideoCapture]:
         raise VideoReadError(path, f"OpenCV failed: {error.err}") from error
     finally:
         capture.release()
+
+
+def _timed(capture: cv2.VideoCapture, step: float) -> Iterator[tuple[float, bool]]:
+    """Grabs frame after frame; yields when each is shown, seconds from the first, and whether it says so.
+
+    One that does not, or is shown before the last one, is taken for `step` seconds later than that.
+    """
+    if not capture.grab():
+        return
+    first, time = capture.get(cv2.CAP_PROP_POS_MSEC), 0.0
+    yield time, True
+    while capture.grab():
+        stamp = (capture.get(cv2.CAP_PROP_POS_MSEC) - first) / 1000
+        is_own = stamp > time
+        time = stamp if is_own else time + step
+        yield time, is_own
 
 
 def _frame_times(path: str) -> list[float]:
