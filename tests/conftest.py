@@ -4,8 +4,10 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,7 +15,15 @@ from synthetic import position_frames, write_class_folders
 from vidpipe import convert, shards, video
 from vidpipe.config import ClipConfig, ConversionConfig, ManifestConfig, ModelConfig, TrainConfig
 
+if TYPE_CHECKING:
+    from selenium import webdriver
+
 CLIP = ClipConfig(num_frames=4, image_size=32)
+_CHROMIUM_FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-dev-shm-usage", "--window-size=1200,900",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -84,3 +94,42 @@ def train_config(data_dir: str) -> Callable[..., TrainConfig]:
         return TrainConfig(data_dir=data_dir, run_dir=str(run_dir), **(settings | changes))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[webdriver.Chrome]":
+    """A headless browser, started once; use `browser`."""
+    programs = []
+    for program, package in (("chromium", "chromium"), ("chromedriver", "chromium-driver")):
+        found = shutil.which(program)
+        if found is None:
+            pytest.skip(f"There is no {program}; Debian's package {package} has it")
+        programs.append(found)
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    for flag in (*_CHROMIUM_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def browser(chromium: "webdriver.Chrome") -> "webdriver.Chrome":
+    """The browser with an empty page, a window of 1200 x 900 in light colours, and empty logs.
+
+    `get_log("browser")` has what a page writes to the console, `get_log("performance")` its requests.
+    """
+    chromium.get("about:blank")
+    chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    light = [
+        {"name": "prefers-color-scheme", "value": "light"},
+        {"name": "prefers-reduced-motion", "value": "no-preference"},
+    ]
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": light})
+    for log in ("browser", "performance"):
+        chromium.get_log(log)
+    return chromium

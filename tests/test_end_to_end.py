@@ -53,6 +53,10 @@ def test_the_demo_learns_and_its_papers_agree(demo: Path) -> None:
         rows = list(csv.DictReader(file))
     right = np.mean([row["label"] == row["predicted"] for row in rows])
     assert json.loads((demo / "run/eval_test/metrics.json").read_text())["accuracy"] == right
+    text = evaluation.report.read_text()
+    assert evaluation.report == demo / "run" / "eval_test" / "report.html"
+    assert all(row["video_id"] in text for row in rows)
+    assert text.count("data:image/jpeg;base64,") >= 12
     name = "Growing/v_Growing_g01_c01.avi"
     (prediction,) = predict.predict(str(demo / "run"), [str(demo / "videos" / name)])
     assert prediction.predicted == next(row["predicted"] for row in rows if row["video_id"] == name)

@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[1]
 # A module may import those before it; the conversion half ends with convert.
 ORDER = (
     "spec", "sampling", "config", "manifest", "video", "records", "remote", "shards", "progress", "convert",
-    "convert_beam", "verify", "shard_cache", "augment", "input_pipeline", "report", "backbone", "model",
-    "memory", "feature_cache", "checkpoint", "optimizer", "step", "distribution", "loop", "train", "evaluate",
-    "export", "export_features", "predict",
+    "convert_beam", "verify", "shard_cache", "augment", "input_pipeline", "report", "page", "backbone",
+    "model", "memory", "feature_cache", "checkpoint", "optimizer", "step", "distribution", "loop", "train",
+    "evaluate", "export", "export_features", "predict",
 )  # fmt: skip
 SHARED = {"spec", "sampling", "config", "records", "remote", "shards", "progress", "video"}
 DOORS = {
@@ -21,6 +21,7 @@ DOORS = {
     "sklearn": {"evaluate", "manifest"},
     "tensorflow_io": {"remote"},
     "matplotlib": {"report"},
+    "jinja2": {"page"},
     "pebble": {"convert"},
     "apache_beam": {"convert_beam"},
 }

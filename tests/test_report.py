@@ -1,12 +1,14 @@
 """Pictures that are read back: colours, places and figures as they must be drawn."""
 
 import gc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from vidpipe import report
@@ -149,6 +151,103 @@ def test_names_are_drawn_as_they_are() -> None:
     dollars = report.confusion_matrix_image(counts, ["$\\frac$", "b"])
     assert (dollars != report.confusion_matrix_image(counts, ["$\\frbc$", "b"])).any()
     assert report.confusion_matrix_image(counts, ["a" * 1000, "b"]).shape[0] < 500
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures of pages, one in light and one in dark colours for each picture."""
+    drawn: list[Any] = []
+    save = Figure.savefig
+
+    def keep_and_save(figure: Figure, *arguments: Any, **settings: Any) -> None:
+        drawn.append(figure)
+        save(figure, *arguments, **settings)
+
+    monkeypatch.setattr(Figure, "savefig", keep_and_save)
+    return drawn
+
+
+BINS: list[dict[str, Any]] = [
+    {"low": 0, "high": 0.5, "num_clips": 0, "accuracy": None, "accuracy_ci95": None, "confidence": None},
+    {
+        "low": 0.5,
+        "high": 1,
+        "num_clips": 4,
+        "accuracy": 0.75,
+        "accuracy_ci95": [0.3, 0.95],
+        "confidence": 0.9,
+    },
+]
+CURVES = {
+    place: np.array([[1, 0.5, 0], [0.1 + place / 20, 0.9, 1]])
+    for place in [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11]
+}
+
+
+def test_curves_of_classes_have_the_colours_of_their_names(figures: list[Any]) -> None:
+    named = [11, 3, 0, 1, 2, 10, 4, 5]
+    report.precision_recall_picture(CURVES, named)
+    for figure, colours in zip(figures, report.SCHEMES.values(), strict=True):
+        lines = figure.axes[0].lines
+        grey, coloured = lines[:3], lines[3:]
+        assert [to_hex(line.get_color()) for line in grey] == [colours["line"]] * 3
+        for line, place in zip(lines, [6, 7, 8, *named], strict=True):
+            np.testing.assert_array_equal(line.get_xydata(), CURVES[place].T)
+            assert line.get_drawstyle() == "steps-post"
+        assert [to_hex(line.get_color()) for line in coloured] == [colours[f"series-{i}"] for i in range(8)]
+        assert [line.get_linestyle() for line in coloured] == ["-"] * 4 + ["--"] * 4
+        heights = [line.get_zorder() for line in [*coloured, *grey]]
+        assert heights == sorted(heights, reverse=True)
+
+
+def test_the_reliability_diagram_is_its_bins(figures: list[Any]) -> None:
+    report.reliability_picture(BINS)
+    for figure in figures:
+        axes, counts = figure.axes
+        diagonal, points = axes.lines[:2]
+        assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
+        assert points.get_xydata().tolist() == [[0.9, 0.75]]
+        (arms,) = axes.collections[0].get_segments()
+        np.testing.assert_allclose(arms, [[0.9, 0.3], [0.9, 0.95]])
+        bars = [(bar.get_x(), bar.get_width(), bar.get_height()) for bar in counts.patches]
+        assert bars == [(0, 0.5, 0), (0.5, 0.5, 4)]
+
+
+def test_a_matrix_for_a_page_is_in_its_colours(figures: list[Any]) -> None:
+    counts = np.zeros((21, 21), int)
+    counts[0, :2], counts[2, 2] = (1, 99), 7
+    report.confusion_matrix_picture(counts, [f"class {i}" for i in range(21)])
+    for figure, colours in zip(figures, report.SCHEMES.values(), strict=True):
+        (image,) = figure.axes[0].images
+        shown = image.cmap(image.norm(image.get_array()))
+        assert to_hex(shown[0, 5]) == to_hex(shown[1, 1]) == colours["card"]
+        assert to_hex(shown[2, 2]) == colours["series-0"]
+        assert image.norm(0.01) == pytest.approx(0.1)
+
+
+_PICTURES: list[Callable[[], report.Picture]] = [
+    lambda: report.learning_curves_picture(_history(3, 2)),
+    lambda: report.precision_recall_picture(CURVES, [0]),
+    lambda: report.reliability_picture(BINS),
+    lambda: report.confusion_matrix_picture(np.eye(21, dtype=int), ["跳水 $"] * 21),
+]
+
+
+@pytest.mark.parametrize("draw", _PICTURES)
+@pytest.mark.filterwarnings("error")
+def test_pictures_for_pages_come_in_both_schemes_and_always_the_same(
+    draw: Callable[[], report.Picture], figures: list[Any]
+) -> None:
+    picture = draw()
+    width, height = figures[0].get_size_inches() * 96
+    assert (picture.width, picture.height) == (round(width), round(height))
+    for svg, scheme in ((picture.light, "light"), (picture.dark, "dark")):
+        text = svg.decode()
+        assert text.rstrip().endswith("</svg>")
+        for each, colours in report.SCHEMES.items():
+            assert (colours["card"] in text) == (colours["muted"] in text) == (each == scheme)
+        assert "dc:date" not in text
+    assert draw() == picture
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ The demo took {seconds} s.
   clips          {clips["train"]} train, {clips["val"]} val, {clips["test"]} test, of {len(info["classes"])} classes
   test accuracy  {metrics["accuracy"]:.3f}  (95 % interval {low:.3f} to {high:.3f}, n = {metrics["num_clips"]})
   by chance      {metrics["majority_accuracy"]:.3f}; without the frames' order at most 0.500
-Open next: {demo}/run/eval_test/classification_report.txt and predictions.csv beside it; tensorboard --logdir {demo}/run""")
+Open next: {demo}/run/eval_test/report.html""")
 if metrics["accuracy"] < 0.9:
     sys.exit("The demo failed: its test accuracy is below 0.90.")
 END

@@ -21,7 +21,7 @@ _CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Copy a remote --data_dir he
 
 
 def main(arguments: list[str]) -> None:
-    """Flags -> evaluate; prints the report per class and the headline."""
+    """Flags -> evaluate; prints the report per class, the headline and the page to open."""
     cli.no_arguments(arguments)
     cli.load_tensorflow()
     from vidpipe import evaluate
@@ -35,13 +35,19 @@ def main(arguments: list[str]) -> None:
         cache_dir=_CACHE_DIR.value,
     )
     metrics = evaluation.metrics
-    low, high = metrics["accuracy_ci95"]
     print(evaluation.text)
     print(
         f"{metrics['split']} accuracy {metrics['accuracy']:.4f} of {metrics['num_clips']} clips "
-        f"(95 % interval {low:.3f} to {high:.3f}; the commonest class alone gives "
-        f"{metrics['majority_accuracy']:.3f}). Written to {evaluation.folder}."
+        f"({_interval(metrics['accuracy_ci95'])}; the commonest class alone gives "
+        f"{metrics['majority_accuracy']:.3f}), mean class accuracy {metrics['mean_class_accuracy']:.4f} "
+        f"({_interval(metrics['mean_class_accuracy_ci95'])}), mean average precision "
+        f"{metrics['mean_average_precision']:.3f}, calibration error {metrics['calibration_error']:.3f}."
     )
+    print(f"Open next: {evaluation.report}")
+
+
+def _interval(bounds: list[float]) -> str:
+    return f"95 % interval {bounds[0]:.3f} to {bounds[1]:.3f}"
 
 
 if __name__ == "__main__":

@@ -1,21 +1,36 @@
 """Metrics of a split: a run's model and a dataset give metrics.json, predictions.csv and a report."""
 
+import csv
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+import platform
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
+import sklearn
 import tensorflow as tf
 from scipy.stats import binomtest
 from sklearn import metrics as sk
 
-from vidpipe import input_pipeline, shard_cache, shards, verify
+import vidpipe
+from vidpipe import input_pipeline, page, records, shard_cache, shards, verify
 from vidpipe.model import ModelCard, load_model
 from vidpipe.progress import Progress
-from vidpipe.spec import VidpipeError
+from vidpipe.spec import ClipSpec, VidpipeError
+
+_CALIBRATION_BINS = 15
+_CLIPS_SHOWN = 12  # mistakes, and as many uncertain ones
+_CLASSES_NAMED = 6
+_HISTORY_COLUMNS = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
+_Paper = TypeVar("_Paper")
+_log = logging.getLogger(__name__)
 
 
 class EvaluateError(VidpipeError):
@@ -30,11 +45,13 @@ class Evaluation:
       folder: where its files are.
       metrics: what metrics.json holds.
       text: precision, recall and F1 per class, as scikit-learn prints them.
+      report: the page to open.
     """
 
     folder: Path
     metrics: dict[str, Any]
     text: str
+    report: Path
 
 
 def evaluate(
@@ -84,12 +101,16 @@ def evaluate(
         rows = shards.clip_rows(folder, split)
     with verify.named_damage(folder, data_dir):
         labels, probabilities = _predict_split(model, folder, info, split, batch_size, views)
-    check_rows(rows, labels, info, data_dir)
+        check_rows(rows, labels, info, data_dir)
+        mistakes, uncertain = clips_to_look_at(labels, probabilities, _CLIPS_SHOWN)
+        frames = _read_frames(folder, info, split, [*mistakes, *uncertain], card.spec)
     output = Path(run_dir) / f"eval_{split}"
     output.mkdir(exist_ok=True)
-    metrics = {"split": split, "views": num_clips * num_crops} | compute_metrics(
-        labels, probabilities, card.classes
-    )
+    metrics = {
+        "split": split,
+        "views": num_clips * num_crops,
+        "dataset_fingerprint": info.fingerprint,
+    } | compute_metrics(labels, probabilities, card.classes)
     text = _classification_report(labels, probabilities, card.classes)
     predicted = probabilities.argmax(axis=1)
     with shards.committed_csv(
@@ -99,8 +120,24 @@ def evaluate(
             fixed = {"video_id": row["video_id"], "label": row["label"], "predicted": card.classes[best]}
             writer.writerow(fixed | dict(zip(card.classes, scores.tolist(), strict=True)))
     shards.write_text(output / "classification_report.txt", text)
+    report = page.EvaluationReport(
+        name=Path(run_dir).resolve().name,
+        metrics=metrics,
+        video_ids=[row["video_id"] for row in rows],
+        labels=labels,
+        probabilities=probabilities,
+        curves=precision_recall_curves(labels, probabilities),
+        mistakes=mistakes,
+        uncertain=uncertain,
+        frames=frames,
+        history=_paper(Path(run_dir) / "history.csv", _read_history, []),
+        settings=_paper(Path(run_dir) / "config.json", _read_settings, {}),
+        made=_how_made(run_dir, data_dir, split, num_clips, num_crops, cache_dir, info),
+    )
+    shards.write_text(output / "report.html", page.evaluation_page(report))
+    # Last: where it is, the others are.
     shards.write_text(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    return Evaluation(output, metrics, text)
+    return Evaluation(output, metrics, text, output / "report.html")
 
 
 def check_dataset(card: ModelCard, info: shards.DatasetInfo, data_dir: str) -> None:
@@ -111,9 +148,10 @@ def check_dataset(card: ModelCard, info: shards.DatasetInfo, data_dir: str) -> N
     """
     if info.classes != card.classes:
         odd = sorted(set(info.classes) ^ set(card.classes)) or ["the same ones in another order"]
+        more = f" and {len(odd) - _CLASSES_NAMED} more" if len(odd) > _CLASSES_NAMED else ""
         raise EvaluateError(
             f"The model knows {len(card.classes)} classes and {data_dir} has {len(info.classes)}; "
-            f"they differ in {', '.join(odd)}. Take a dataset of the training classes."
+            f"they differ in {', '.join(odd[:_CLASSES_NAMED])}{more}. Take a dataset of the training classes."
         )
     if info.clip.model_spec(card.num_frames) != card.spec:
         raise EvaluateError(f"The model takes {card.spec}; {data_dir} holds {info.clip.model_spec()}.")
@@ -150,39 +188,159 @@ def compute_metrics(
       classes: the C names, in the order of the columns.
 
     Returns:
-      `num_clips`, `accuracy` with its 95 % Wilson interval `accuracy_ci95` (Wilson, "Probable Inference",
-      JASA 1927), `top_5_accuracy` (1 with 5 classes or fewer), `mean_class_accuracy` (over classes that
-      occur), `precision_weighted`, `recall_weighted`, `f1_weighted` as scikit-learn defines them, `loss`
-      (mean cross-entropy, natural logarithm), `majority_accuracy` (always answering the commonest class),
-      `confusion_matrix` (rows are true classes) and `classes`.
+      `num_clips`; `accuracy` and `top_5_accuracy` (1 with 5 classes or fewer), each with its 95 % Wilson
+      interval (Wilson, "Probable Inference", JASA 1927) under its name and `_ci95`; `mean_class_accuracy`,
+      over classes that occur, with an interval by Zou, Huang and Zhang's method ("A note on confidence
+      interval estimation for a linear function of binomial proportions", CSDA 2009); `precision_weighted`,
+      `recall_weighted`, `f1_weighted`; `mean_average_precision`, over classes that occur; `loss` (mean
+      cross-entropy, natural logarithm); `majority_accuracy`, of always answering the commonest class, and
+      that `majority_class`; `calibration_error` and `calibration_bins` of `calibration`; `per_class`, a dict
+      per class, whose `recall_ci95` and `average_precision` are None where it does not occur;
+      `confusion_matrix` (rows are true classes) and `classes`. What scikit-learn has too is its number.
     """
     predicted = probabilities.argmax(axis=1)
     num_clips, indices = len(labels), np.arange(len(classes))
-    num_right = int((predicted == labels).sum())
-    interval = binomtest(num_right, num_clips).proportion_ci(0.95, method="wilson")
-    top_5 = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
+    confusion = sk.confusion_matrix(labels, predicted, labels=indices)
+    num_right, clips_of = int(confusion.trace()), confusion.sum(axis=1)
+    num_top_5 = num_clips
+    if len(classes) > 5:
+        num_top_5 = int(sk.top_k_accuracy_score(labels, probabilities, k=5, labels=indices, normalize=False))
+    per_class = _per_class(labels, probabilities, classes)
+    occurring = [row for row in per_class if row["num_clips"] > 0]
     precision, recall, f1, _ = sk.precision_recall_fscore_support(
         labels, predicted, labels=indices, average="weighted", zero_division=0
     )
-    confusion = sk.confusion_matrix(labels, predicted, labels=indices)
-    occurring = confusion.sum(axis=1) > 0
     of_label = probabilities[np.arange(num_clips), labels].astype(np.float64)
+    calibration_error, calibration_bins = calibration(labels, probabilities)
     return {
         "num_clips": num_clips,
         "accuracy": num_right / num_clips,
-        "accuracy_ci95": [float(interval.low), float(interval.high)],
-        "top_5_accuracy": float((top_5 == labels[:, np.newaxis]).any(axis=1).mean()),
-        "mean_class_accuracy": float(
-            (confusion.diagonal() / confusion.sum(axis=1).clip(1))[occurring].mean()
-        ),
+        "accuracy_ci95": _interval(num_right, num_clips),
+        "top_5_accuracy": num_top_5 / num_clips,
+        "top_5_accuracy_ci95": _interval(num_top_5, num_clips),
+        "mean_class_accuracy": float(np.mean([row["recall"] for row in occurring])),
+        "mean_class_accuracy_ci95": _mean_interval(occurring),
         "precision_weighted": float(precision),
         "recall_weighted": float(recall),
         "f1_weighted": float(f1),
-        "loss": float(-np.log(of_label.clip(1e-12)).mean()),
-        "majority_accuracy": int(confusion.sum(axis=1).max()) / num_clips,
+        "mean_average_precision": float(np.mean([row["average_precision"] for row in occurring])),
+        "loss": float(-np.log(of_label.clip(np.finfo(np.float64).eps)).mean()),
+        "majority_accuracy": int(clips_of.max()) / num_clips,
+        "majority_class": classes[clips_of.argmax()],
+        "calibration_error": calibration_error,
+        "calibration_bins": calibration_bins,
+        "per_class": per_class,
         "confusion_matrix": confusion.tolist(),
         "classes": list(classes),
     }
+
+
+def calibration(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, list[dict[str, Any]]]:
+    """How far a model is as often right as it is sure.
+
+    Clips fall into 15 bins of equal width by their confidence, the probability of the predicted class; the
+    expected calibration error is the mean over clips of their bin's gap between accuracy and mean confidence
+    (Naeini et al., AAAI 2015; Guo et al., ICML 2017).
+
+    Args:
+      labels: int [N], N >= 1.
+      probabilities: float [N, C].
+
+    Returns:
+      The error, and per bin `low`, `high` (confidence in (low, high]), `num_clips`, and `accuracy`,
+      `accuracy_ci95` and `confidence`, None where a bin is empty.
+    """
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    right = probabilities.argmax(axis=1) == labels
+    edges = np.linspace(0, 1, _CALIBRATION_BINS + 1)
+    bin_of = np.searchsorted(edges[1:-1], confidence)
+    error, bins = 0.0, []
+    for place, (low, high) in enumerate(itertools.pairwise(edges.tolist())):
+        inside = bin_of == place
+        num_clips, num_right = int(inside.sum()), int(right[inside].sum())
+        row: dict[str, Any] = {"low": low, "high": high, "num_clips": num_clips}
+        row |= {"accuracy": None, "accuracy_ci95": None, "confidence": None}
+        if num_clips > 0:
+            mean_confidence = float(confidence[inside].mean())
+            error += abs(num_right - num_clips * mean_confidence) / len(labels)
+            row |= {"accuracy": num_right / num_clips, "accuracy_ci95": _interval(num_right, num_clips)}
+            row["confidence"] = mean_confidence
+        bins.append(row)
+    return error, bins
+
+
+def precision_recall_curves(labels: np.ndarray, probabilities: np.ndarray) -> dict[int, np.ndarray]:
+    """Each class against all others, by its column of scores.
+
+    Args:
+      labels: int [N].
+      probabilities: float [N, C].
+
+    Returns:
+      Class to recall and precision, float [2, n], recall descending to 0, for classes that occur. n is at
+      most some twice the clips of the class: only points where its recall changes, and of those with a recall
+      of 1 the most precise, are there.
+    """
+    curves = {}
+    for index in np.unique(labels).tolist():
+        precision, recall, _ = sk.precision_recall_curve(
+            labels == index, probabilities[:, index], drop_intermediate=True
+        )
+        # scikit-learn's curve begins with thresholds below the one that finds all of the class.
+        curves[index] = np.stack([recall, precision])[:, np.flatnonzero(recall == 1)[-1] :]
+    return curves
+
+
+def clips_to_look_at(
+    labels: np.ndarray, probabilities: np.ndarray, count: int
+) -> tuple[list[int], list[int]]:
+    """Places of up to `count` mistakes, most confident first, and of `count` others, least certain first.
+
+    Args:
+      labels: int [N].
+      probabilities: float [N, C].
+      count: at least 1.
+    """
+    confidence = probabilities.max(axis=1)
+    wrong = probabilities.argmax(axis=1) != labels
+    mistakes = [int(place) for place in np.argsort(-confidence, kind="stable") if wrong[place]][:count]
+    others = [int(place) for place in np.argsort(confidence, kind="stable") if place not in mistakes]
+    return mistakes, others[:count]
+
+
+def _interval(num_right: int, num_clips: int) -> list[float]:
+    found = binomtest(num_right, num_clips).proportion_ci(0.95, method="wilson")
+    return [float(found.low), float(found.high)]
+
+
+def _mean_interval(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The 95 % interval of the mean of the classes' recalls: their own intervals' arms, added in squares.
+
+    A bootstrap would give an interval of no width where all classes are right.
+    """
+    recall = np.array([row["recall"] for row in rows])
+    arms = np.array([row["recall_ci95"] for row in rows]).T - recall
+    below, above = np.sqrt(np.square(arms).sum(axis=1)) / len(rows)
+    return [float(recall.mean() - below), float(recall.mean() + above)]
+
+
+def _per_class(
+    labels: np.ndarray, probabilities: np.ndarray, classes: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    predicted = probabilities.argmax(axis=1)
+    columns = sk.precision_recall_fscore_support(
+        labels, predicted, labels=np.arange(len(classes)), zero_division=0
+    )
+    rows = []
+    for index, (name, precision, recall, f1, num_clips) in enumerate(zip(classes, *columns, strict=True)):
+        mine = labels == index
+        row = {"class": name, "num_clips": int(num_clips), "precision": float(precision)}
+        row |= {"recall": float(recall), "recall_ci95": None, "f1": float(f1), "average_precision": None}
+        if num_clips > 0:
+            row["recall_ci95"] = _interval(int((predicted[mine] == index).sum()), int(num_clips))
+            row["average_precision"] = float(sk.average_precision_score(mine, probabilities[:, index]))
+        rows.append(row)
+    return rows
 
 
 def _classification_report(labels: np.ndarray, probabilities: np.ndarray, classes: tuple[str, ...]) -> str:
@@ -223,3 +381,77 @@ def _predict_split(
     scores = np.concatenate(probabilities)
     averaged = scores.reshape(-1, num_views, scores.shape[1]).mean(axis=1)
     return np.concatenate(labels)[::num_views], averaged
+
+
+def _read_frames(
+    data_dir: str, info: shards.DatasetInfo, split: str, places: Sequence[int], spec: ClipSpec
+) -> dict[int, np.ndarray]:
+    """Place to real frames, uint8 [n, H, W, 3], of some clips of a split, as a model of `spec` sees them in
+    its centre view. Records are read up to the last of these, and only these are decoded.
+    """
+    wanted = tf.constant(sorted(places), tf.int64)
+    examples = tf.data.TFRecordDataset(shards.shard_paths(data_dir, info, split)).enumerate()
+    examples = examples.filter(lambda place, _: tf.reduce_any(place == wanted)).take(len(places))
+    frames = {}
+    for place, example in examples:
+        clip = records.parse_clip(example)
+        stored = records.decode_frames(clip["encoded_frames"], info.encoding, clip["height"], clip["width"])
+        frames[int(place)] = input_pipeline.centre_view(stored, spec).numpy()
+    return frames
+
+
+def _read_history(path: Path) -> list[dict[str, Any]]:
+    """The epochs of a run's history.csv, as `report.learning_curves` takes them."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            {"epoch": int(row["epoch"])}
+            | {name: float(row[name]) if row[name] else None for name in _HISTORY_COLUMNS}
+            for row in csv.DictReader(file)
+        ]
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _paper(path: Path, read: Callable[[Path], _Paper], without: _Paper) -> _Paper:
+    """What a run's file says; a run without it, or with a damaged one, can be evaluated all the same."""
+    try:
+        return read(path)
+    except FileNotFoundError:
+        return without
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _log.warning("%s cannot be read (%s); the report is without it.", path, shards.first_line(error))
+        return without
+
+
+def _how_made(
+    run_dir: str,
+    data_dir: str,
+    split: str,
+    num_clips: int,
+    num_crops: int,
+    cache_dir: str | None,
+    info: shards.DatasetInfo,
+) -> dict[str, str]:
+    flags: dict[str, Any] = {"run_dir": run_dir, "data_dir": data_dir, "split": split}
+    flags |= {"num_clips": num_clips} if num_clips > 1 else {}
+    flags |= {"num_crops": num_crops} if num_crops > 1 else {}
+    flags |= {"cache_dir": cache_dir} if cache_dir is not None else {}
+    command = ["python", "tools/evaluate.py", *(f"--{name}={value}" for name, value in flags.items())]
+    versions = {
+        "vidpipe": vidpipe.__version__,
+        "Python": platform.python_version(),
+        "TensorFlow": tf.__version__,
+        "Keras": keras.__version__,
+        "NumPy": np.__version__,
+        "scikit-learn": sklearn.__version__,
+    }
+    return {
+        "Command": shlex.join(command),
+        "Views of each clip": f"{num_clips} in time x {num_crops} in space, probabilities averaged",
+        "Model file, sha256": shards.sha256_of(str(Path(run_dir) / "model.keras")),
+        "Dataset, fingerprint": info.fingerprint,
+        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "Date": datetime.now().astimezone().isoformat(" ", timespec="minutes"),
+    }

@@ -3,15 +3,21 @@
 Figures are drawn without pyplot, which would keep each until it is closed, and choose a window to show it in.
 """
 
+import io
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+from cycler import cycler  # comes with Matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -23,9 +29,37 @@ _CLIPS_PER_SPLIT = 6
 _FRAMES_PER_CLIP = 8
 _TITLE_CHARACTERS, _NAME_CHARACTERS = 50, 32
 _MARK_COLOUR = "0.45"
+_SQUARE = (4.8, 4.8)  # inches, of a figure that has another beside it
+_SOLID_SERIES = 4
 _NUMBERED_CLASSES = 20
 # Inches: a cell with a number, a cell with room for its name, and the side from which cells shrink.
 _NUMBERED_CELL, _NAMED_CELL, _LARGEST_MATRIX = 0.42, 0.13, 16.0
+# The colours of pages and of the figures in them. Text has a contrast of 4.5 and more on paper and card, and
+# ink also on cell; a line of a series has 3.
+SCHEMES = {
+    "light": {
+        "paper": "#f5f6f8", "card": "#ffffff", "ink": "#1a1c20", "muted": "#59606d", "line": "#d8dce3",
+        "accent": "#0b5cb8", "good": "#14713d", "bad": "#b3261e", "cell": "#8dbaf5",
+        "series-0": "#0b62c4", "series-1": "#c2410c", "series-2": "#0f7b55", "series-3": "#8b3fc9",
+        "series-4": "#946000", "series-5": "#c11c5f", "series-6": "#0e7490", "series-7": "#55565c",
+    },
+    "dark": {
+        "paper": "#14161a", "card": "#1d2026", "ink": "#e8eaee", "muted": "#a4abb8", "line": "#383d47",
+        "accent": "#79b4ff", "good": "#6bd09a", "bad": "#ff8f85", "cell": "#2f5f9e",
+        "series-0": "#6cb0ff", "series-1": "#ff9a62", "series-2": "#4fd1a1", "series-3": "#c79bff",
+        "series-4": "#e3b341", "series-5": "#ff8fb8", "series-6": "#5cc8de", "series-7": "#c4c7cd",
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure for a page: an SVG in each of `SCHEMES`, and its size in CSS pixels."""
+
+    light: bytes
+    dark: bytes
+    width: int
+    height: int
 
 
 def contact_sheet(data_dir: str, path: Path) -> None:
@@ -75,6 +109,22 @@ def confusion_matrix_image(counts: np.ndarray, classes: Sequence[str]) -> np.nda
     Returns:
       uint8 [H, W, 3], RGB, larger for more classes and at most some 2100 pixels a side.
     """
+    return _pixels(_confusion_figure(counts, classes, "Blues", Normalize(0, 1)))
+
+
+def confusion_matrix_picture(counts: np.ndarray, classes: Sequence[str]) -> Picture:
+    """`confusion_matrix_image` for a page; small shares are easier to see."""
+
+    def draw(colours: Mapping[str, str]) -> Figure:
+        colour_map = LinearSegmentedColormap.from_list("", [colours["card"], colours["series-0"]])
+        return _confusion_figure(counts, classes, colour_map, PowerNorm(0.5, 0, 1))
+
+    return _in_both_schemes(draw)
+
+
+def _confusion_figure(
+    counts: np.ndarray, classes: Sequence[str], colour_map: str | Colormap, norm: Normalize
+) -> Figure:
     num_classes = len(classes)
     numbered = num_classes <= _NUMBERED_CLASSES
     side = min(num_classes * (_NUMBERED_CELL if numbered else _NAMED_CELL), _LARGEST_MATRIX)
@@ -86,14 +136,14 @@ def confusion_matrix_image(counts: np.ndarray, classes: Sequence[str]) -> np.nda
     figure = Figure((whole, whole), _DPI)
     axes = figure.add_axes((margin / whole, 0.1 / whole, side / whole, side / whole))
     share = counts / counts.sum(axis=1, keepdims=True).clip(1)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(share, cmap=colour_map, norm=norm, interpolation="none")
     named = range(0, num_classes, math.ceil(num_classes * _NAMED_CELL / _LARGEST_MATRIX))
     for set_ticks, rotation in ((axes.set_xticks, 90), (axes.set_yticks, 0)):
         # parse_math: a dollar sign in a name is one.
         set_ticks(named, [names[i] for i in named], fontsize=font_size, rotation=rotation, parse_math=False)
     axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
-    axes.set_xlabel("predicted", color=_MARK_COLOUR)
-    axes.set_ylabel("true", color=_MARK_COLOUR)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
     axes.xaxis.set_label_position("top")
     axes.spines[:].set_color(_MARK_COLOUR)
     if numbered:
@@ -101,7 +151,7 @@ def confusion_matrix_image(counts: np.ndarray, classes: Sequence[str]) -> np.nda
             if count > 0:
                 colour = "white" if share[row, column] > 0.5 else "black"
                 axes.text(column, row, count, color=colour, fontsize=7, ha="center", va="center")
-    return _pixels(figure)
+    return figure
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -115,25 +165,118 @@ def learning_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
         `learning_rate`; without a validation split `val_loss` and `val_accuracy` are None.
       path: where the PNG goes; it appears there when it is whole.
     """
+    _write_png(_learning_figure(history, (8, 7.2)), path)
+
+
+def best_epoch(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The row of `learning_curves` that is marked as best, or without validation as last."""
     has_val = history[-1]["val_loss"] is not None
-    best = min(history, key=lambda row: row["val_loss"]) if has_val else history[-1]
-    figure = Figure((8, 7.2), _DPI, layout="constrained")
+    return min(history, key=lambda row: row["val_loss"]) if has_val else history[-1]
+
+
+def learning_curves_picture(history: Sequence[Mapping[str, Any]]) -> Picture:
+    """`learning_curves` for a page."""
+    return _in_both_schemes(lambda _: _learning_figure(history, (6.6, 6)))
+
+
+def precision_recall_picture(curves: Mapping[int, np.ndarray], named: Sequence[int]) -> Picture:
+    """Draws precision over recall.
+
+    Args:
+      curves: class to recall and precision, float [2, n], recall descending.
+      named: at most 8 of these classes, the worst first; they have the colours series-0, series-1, ... and,
+        from the fifth on, dashes; the others are grey.
+    """
+
+    def draw(colours: Mapping[str, str]) -> Figure:
+        figure = Figure(_SQUARE, layout="constrained")
+        axes = figure.subplots()
+        for place, curve in curves.items():
+            if place not in named:
+                axes.plot(*curve, drawstyle="steps-post", color=colours["line"], linewidth=0.8)
+        for rank, place in enumerate(named):
+            (line,) = axes.plot(*curves[place], drawstyle="steps-post", color=colours[f"series-{rank}"])
+            line.set(linestyle="--" if rank >= _SOLID_SERIES else "-", clip_on=False)
+            line.set_zorder(3 + len(named) - rank)  # the worst, which come first, on top
+        axes.set(xlabel="Recall", ylabel="Precision", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        _tidy(axes)
+        return figure
+
+    return _in_both_schemes(draw)
+
+
+def reliability_picture(bins: Sequence[Mapping[str, Any]]) -> Picture:
+    """Draws accuracy with its interval over confidence, and below how many clips have which.
+
+    Args:
+      bins: as `evaluate.calibration` gives them.
+    """
+
+    def draw(colours: Mapping[str, str]) -> Figure:
+        figure = Figure(_SQUARE, layout="constrained")
+        axes, counts = figure.subplots(2, sharex=True, gridspec_kw={"height_ratios": [4, 1]})
+        axes.plot([0, 1], [0, 1], color=colours["muted"], linewidth=1, linestyle=":")
+        filled = [row for row in bins if row["num_clips"] > 0]
+        accuracy = np.array([row["accuracy"] for row in filled])
+        arms = np.abs(np.array([row["accuracy_ci95"] for row in filled]).T - accuracy)
+        confidence = [row["confidence"] for row in filled]
+        axes.errorbar(confidence, accuracy, arms, fmt="o", markersize=5, capsize=3, color="C0", clip_on=False)
+        axes.set(ylabel="Accuracy", ylim=(0, 1), xlim=(0, 1))
+        low, high = ([row[side] for row in bins] for side in ("low", "high"))
+        counts.bar(low, [row["num_clips"] for row in bins], np.subtract(high, low), align="edge",
+                   color="C0", edgecolor=colours["card"])  # fmt: skip
+        counts.set(xlabel="Confidence", ylabel="Clips")
+        counts.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+        for each in (axes, counts):
+            _tidy(each)
+        return figure
+
+    return _in_both_schemes(draw)
+
+
+def _in_both_schemes(draw: Callable[[Mapping[str, str]], Figure]) -> Picture:
+    """Draws a figure twice; `draw` gets the colours of a scheme, which are also Matplotlib's defaults."""
+    drawn = {}
+    for scheme, colours in SCHEMES.items():
+        series = [colour for name, colour in colours.items() if name.startswith("series-")]
+        settings = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), colours["ink"])
+        settings |= dict.fromkeys(("xtick.color", "ytick.color", "axes.edgecolor"), colours["muted"])
+        settings |= dict.fromkeys(("figure.facecolor", "axes.facecolor"), colours["card"])
+        # Ids in an SVG are random without a salt.
+        settings |= {"grid.color": colours["line"], "svg.hashsalt": "vidpipe"}
+        with (
+            mpl.rc_context(settings | {"axes.prop_cycle": cycler(color=series)}),
+            warnings.catch_warnings(),
+        ):
+            # A name in a script that the font lacks; the page has it beside the figure.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+            figure, svg = draw(colours), io.BytesIO()
+            figure.savefig(svg, format="svg", metadata={"Date": None})
+        drawn[scheme] = svg.getvalue()
+    width, height = (round(96 * inches) for inches in figure.get_size_inches())
+    return Picture(drawn["light"], drawn["dark"], width, height)
+
+
+def _learning_figure(history: Sequence[Mapping[str, Any]], size: tuple[float, float]) -> Figure:
+    best, has_val = best_epoch(history), history[-1]["val_loss"] is not None
+    figure = Figure(size, _DPI, layout="constrained")
     loss_axes, accuracy_axes, rate_axes = figure.subplots(
         3, sharex=True, gridspec_kw={"height_ratios": [4, 4, 1.2]}
     )
     for axes, name in ((loss_axes, "loss"), (accuracy_axes, "accuracy")):
-        _draw_curve(axes, history, name, "tab:blue", "train")
+        _draw_curve(axes, history, name, "C0", "train")
         if has_val:
-            _draw_curve(axes, history, f"val_{name}", "tab:orange", "val")
+            _draw_curve(axes, history, f"val_{name}", "C1", "val")
         marked = f"val_{name}" if has_val else name
-        axes.plot(best["epoch"], best[marked], "o", markersize=9, fillstyle="none", color="black")
+        ring: dict[str, Any] = {"markersize": 9, "fillstyle": "none", "clip_on": False}
+        axes.plot(best["epoch"], best[marked], "o", color=mpl.rcParams["text.color"], **ring)
         which = f"{'best' if has_val else 'last'} epoch {best['epoch']}"
         axes.set_title(name.capitalize(), loc="left")
         axes.set_title(f"{which}: {marked.replace('_', ' ')} {best[marked]:.3f}", fontsize=9)
         # Above the panel, where it hides no curve.
         axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2, frameon=False)
     accuracy_axes.set_ylim(top=1.02)
-    _draw_curve(rate_axes, history, "learning_rate", "tab:green")
+    _draw_curve(rate_axes, history, "learning_rate", "C2")
     highest = max(row["learning_rate"] for row in history)
     rate_axes.set_yticks([0, highest], ["0", f"{highest:.2g}"])
     rate_axes.set_title("Learning rate", loc="left", fontsize=9)
@@ -144,9 +287,13 @@ def learning_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     for axes in figure.axes:
         axes.set_ylim(bottom=0)
         axes.axvline(best["epoch"], color=_MARK_COLOUR, linewidth=1, linestyle=":")
-        axes.grid(linewidth=0.5, alpha=0.4)
-        axes.spines[["top", "right"]].set_visible(False)
-    _write_png(figure, path)
+        _tidy(axes)
+    return figure
+
+
+def _tidy(axes: Axes) -> None:
+    axes.grid(linewidth=0.5, alpha=0.4)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_curve(
