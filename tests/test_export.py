@@ -1,161 +1,372 @@
-"""What is exported are the model's own features, in two files that say the same."""
+"""Exports answer as the model does, without it: a SavedModel without Keras, a TFLite file with its labels."""
 
-import csv
-import dataclasses
-import shutil
+import json
+import os
+import subprocess
+import sys
+import warnings
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from vidpipe import evaluate, export, shards
+from test_tools import run_tool
+from vidpipe import evaluate, export, records, shards, video
 from vidpipe.config import ClipConfig, ModelConfig
 from vidpipe.input_pipeline import eval_dataset
-from vidpipe.model import FusedModel, ModelCard, build_model, feature_extractor, save_model
+from vidpipe.model import ModelCard, ModelError, adapt_standardization, build_model, save_model
 
+CLIP = ClipConfig(num_frames=4, image_size=32)
 CLASSES = ("long", "short")
 
 
-def _build(num_frames: int | None = None) -> tuple[FusedModel, ModelCard]:
+def _clips(data_dir: str, info: shards.DatasetInfo, num_frames: int | None = None) -> dict[str, np.ndarray]:
+    """All six test clips."""
+    ((inputs, _, _),) = eval_dataset(data_dir, info, 6, "test", num_frames)
+    return {name: values.numpy() for name, values in inputs.items()}
+
+
+def _save_run(
+    folder: Path, inputs: dict[str, np.ndarray], head: str = "motion", num_frames: int | None = None
+) -> keras.Model:
+    """A model with random weights whose answers differ from clip to clip."""
     keras.utils.set_random_seed(1)
-    card = ModelCard(CLASSES, ClipConfig(num_frames=4, image_size=32), num_frames)
-    return build_model(ModelConfig(backbone_weights="none"), card.spec, 2), card
+    card = ModelCard(CLASSES, CLIP, num_frames)
+    model = build_model(ModelConfig(backbone_weights="none", head=head), card.spec, 2).fused
+    adapt_standardization(model, [inputs])
+    save_model(model, card, folder / "model.keras")
+    return model
+
+
+def _probabilities(model: keras.Model, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    return tf.nn.softmax(model(inputs, training=False)).numpy()
 
 
 @pytest.fixture(scope="module")
-def model() -> FusedModel:
-    return _build()[0]
+def inputs(data_dir: str, info: shards.DatasetInfo) -> dict[str, np.ndarray]:
+    return _clips(data_dir, info)
 
 
 @pytest.fixture(scope="module")
-def run_dir(model: FusedModel, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model with random weights that fits the dataset."""
-    folder = tmp_path_factory.mktemp("run")
-    save_model(model.fused, _build()[1], folder / "model.keras")
-    return str(folder)
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run")
 
 
 @pytest.fixture(scope="module")
-def exported(run_dir: str, data_dir: str) -> dict[str, np.ndarray]:
-    """The arrays of the test split's .npz."""
-    path = f"{run_dir}/test.npz"
-    # Two batches, of which the second is filled up.
-    assert export.export_features(run_dir, data_dir, "test", path, batch_size=4) == (6, 4, 512)
-    with np.load(path, allow_pickle=False) as archive:
-        return dict(archive)
+def model(run_dir: Path, inputs: dict[str, np.ndarray]) -> keras.Model:
+    model = _save_run(run_dir, inputs)
+    assert np.ptp(_probabilities(model, inputs)[:, 0]) > 0.01
+    return model
 
 
-def test_the_npz_holds_the_model_s_features(
-    exported: dict[str, np.ndarray], model: FusedModel, data_dir: str, info: shards.DatasetInfo
+@pytest.fixture(scope="module")
+def saved_model(run_dir: Path, model: keras.Model, data_dir: str) -> Path:
+    path = run_dir / "models" / "1"
+    path.parent.mkdir()
+    checks = export.export_saved_model(str(run_dir), data_dir, "test", str(path))
+    assert [check.what for check in checks] == ["frames", "jpeg"]
+    for check in checks:
+        assert (check.same_class, check.clips) == (6, 6)
+        assert check.largest_difference <= 1e-5
+    return path
+
+
+@pytest.fixture(scope="module")
+def served(saved_model: Path) -> Any:
+    return tf.saved_model.load(str(saved_model)).signatures
+
+
+def _as_jpeg(inputs: dict[str, np.ndarray]) -> np.ndarray:
+    files = np.full(inputs["mask"].shape, b"", object)
+    for place in zip(*np.nonzero(inputs["mask"]), strict=True):
+        files[place] = video.encode_frame(inputs["frames"][place], "jpeg")
+    return files
+
+
+def test_tensorflow_alone_serves_the_saved_model(
+    saved_model: Path, model: keras.Model, inputs: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    ((inputs, label, _),) = eval_dataset(data_dir, info, 6, "test")
-    expected = feature_extractor(model.fused)(inputs).numpy()
-    assert {name: (values.dtype.kind, values.shape) for name, values in exported.items()} == {
-        "features": ("f", (6, 4, 512)), "mask": ("b", (6, 4)), "label": ("i", (6,)),
-        "video_id": ("U", (6,)), "classes": ("U", (2,)),
-    }  # fmt: skip
-    assert (exported["features"].dtype, exported["label"].dtype) == (np.float32, np.int32)
-    assert np.abs(expected).max() > 0.01
-    np.testing.assert_allclose(exported["features"], expected, atol=1e-5)
-    assert (exported["mask"] == inputs["mask"].numpy()).all()
-    assert (exported["label"] == label.numpy()).all()
-    assert tuple(exported["classes"]) == CLASSES
-    # The folder of a video names its class, and its place in the list is the order of the records.
-    assert exported["video_id"].tolist() == [row["video_id"] for row in shards.clip_rows(data_dir, "test")]
-    assert exported["classes"][exported["label"]].tolist() == [
-        video_id.split("/")[1] for video_id in exported["video_id"]
+    files = _as_jpeg(inputs)
+    np.savez(tmp_path / "inputs.npz", **inputs, jpeg=files.astype(bytes))
+    script = """
+import sys
+sys.modules["keras"] = sys.modules["vidpipe"] = None
+import numpy as np, tensorflow as tf
+served = tf.saved_model.load(sys.argv[1])
+assert sorted(served.signatures) == ["frames", "jpeg", "serving_default"]
+inputs = np.load("inputs.npz")
+answers = served.signatures["frames"](frames=inputs["frames"], mask=inputs["mask"])
+assert answers["labels"].numpy().tolist() == [[b"long", b"short"]] * 6
+np.save("frames.npy", answers["probabilities"])
+answers = served.signatures["serving_default"](jpeg=inputs["jpeg"])
+np.save("jpeg.npy", answers["probabilities"])
+"""
+    quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-c", script, str(saved_model)]
+    subprocess.run(command, cwd=tmp_path, check=True, env=quiet)
+    expected = _probabilities(model, inputs)
+    np.testing.assert_allclose(np.load(tmp_path / "frames.npy"), expected, atol=1e-5)
+
+    decoded = {"frames": np.zeros_like(inputs["frames"]), "mask": inputs["mask"]}
+    for clip, row in enumerate(files):
+        real = row[row != b""]
+        decoded["frames"][clip, : len(real)] = records.decode_frames(tf.constant(real), "jpeg", 32, 32)
+    expected = _probabilities(model, decoded)
+    np.testing.assert_allclose(np.load(tmp_path / "jpeg.npy"), expected, atol=1e-5)
+
+
+def test_the_saved_model_has_its_labels_and_settings(saved_model: Path) -> None:
+    assert (saved_model / "assets" / "labels.txt").read_text() == "long\nshort\n"
+    card = json.loads((saved_model / "assets" / "vidpipe.json").read_text())
+    assert (card["classes"], card["clip"]["num_frames"], card["clip"]["sampling"]) == (
+        ["long", "short"], 4, "uniform",
+    )  # fmt: skip
+    assert [path.name for path in saved_model.parent.iterdir()] == ["1"]
+
+
+def test_rows_of_jpeg_files_may_be_as_short_as_their_longest_clip(served: Any, inputs: dict) -> None:
+    files = _as_jpeg(inputs)
+    short = files[inputs["mask"].sum(axis=1) <= 2]
+    assert len(short) == 1
+    expected = served["jpeg"](jpeg=tf.constant(short))["probabilities"]
+    found = served["jpeg"](jpeg=tf.constant(short[:, :2]))["probabilities"]
+    assert (found.numpy() == expected.numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ([[1, 1, 0, 0], [0, 0, 0, 0]], "a clip does not begin with a real frame"),
+        ([[0, 1, 1, 1]], "a clip does not begin with a real frame"),
+        ([[1, 1, 1, 1], [1, 0, 1, 0]], "a clip has a real frame behind padding"),
+        ([[1, 1, 1, 1, 1]], "too many frames in a clip"),
+    ],
+)
+def test_the_signatures_refuse_what_the_model_would_answer_wrongly(
+    served: Any, mask: list[list[int]], message: str
+) -> None:
+    real = np.array(mask, bool)
+    file = video.encode_frame(np.zeros((32, 32, 3), np.uint8), "jpeg")
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        served["jpeg"](jpeg=tf.where(real, file, b""))
+    if real.shape[1] == 4:
+        frames = tf.zeros([*real.shape, 32, 32, 3], tf.uint8)
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            served["frames"](frames=frames, mask=tf.constant(real))
+
+
+@pytest.mark.parametrize("resize", ["crop", "short_side"])
+@pytest.mark.parametrize("image_size", [50, 32, 25, 12, 61])
+@pytest.mark.parametrize(("height", "width"), [(50, 68), (74, 50)])
+def test_frames_of_any_size_become_the_converter_s(
+    tmp_path: Path, height: int, width: int, image_size: int, resize: str
+) -> None:
+    """Noise, of which a wrong interpolation or a shifted crop makes something else."""
+    noise = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
+    path = str(tmp_path / "noise.avi")
+    video.write_video(path, noise, fourcc="MJPG")
+    (whole,) = video.read_clip(path, ClipConfig(image_size=50, resize="short_side")).frames
+    assert whole.shape == (height, width, 3)
+    clip = ClipConfig(image_size=image_size, resize=resize)
+    stored = tf.constant(video.read_clip(path, clip).frames)
+    (expected,) = export.input_pipeline.centre_view(stored, clip.model_spec()).numpy()
+    # PNG, which the operation reads too, so that all that differs is the resizing.
+    found = export._stored_frame(tf.constant(video.encode_frame(whole, "png")), clip).numpy()
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize(("head", "quantization"), [("motion", "none"), ("notebook", "dynamic_range")])
+def test_the_tflite_interpreter_answers_as_the_model(
+    data_dir: str, inputs: dict[str, np.ndarray], tmp_path: Path, head: str, quantization: str
+) -> None:
+    model = _save_run(tmp_path, inputs, head)
+    path = tmp_path / "model.tflite"
+    (check,) = export.export_tflite(str(tmp_path), data_dir, "test", str(path), quantization)
+    assert check.what == f"TFLite, quantization {quantization}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        interpreter = tf.lite.Interpreter(str(path))
+    assert not [op for op in interpreter._get_ops_details() if op["op_name"].startswith(("Flex", "CUSTOM"))]
+    shapes = {values["name"]: values["shape"].tolist() for values in interpreter.get_input_details()}
+    assert sorted(shapes.values()) == [[1, 4], [1, 4, 32, 32, 3]]
+    runner = interpreter.get_signature_runner()
+    rows = [
+        runner(frames=frames[np.newaxis], mask=mask[np.newaxis])["probabilities"][0]
+        for frames, mask in zip(inputs["frames"], inputs["mask"], strict=True)
     ]
+    expected = _probabilities(model, inputs)
+    assert not inputs["mask"].all()
+    np.testing.assert_allclose(rows, expected, atol=1e-4 if quantization == "none" else 0.02)
+    assert check.largest_difference == pytest.approx(np.abs(rows - expected).max(), abs=1e-6)
+    weights_bytes = 4 * model.count_params()
+    share = path.stat().st_size / weights_bytes
+    assert 0.99 < share < 1.05 if quantization == "none" else 0.24 < share < 0.3
+    with zipfile.ZipFile(path) as archive:
+        assert archive.read("labels.txt") == b"long\nshort\n"
+        assert json.loads(archive.read("vidpipe.json"))["clip"]["image_size"] == 32
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.keras", "model.tflite"]
 
 
-def test_the_csv_holds_the_same_float32_numbers_of_real_frames(
-    exported: dict[str, np.ndarray], run_dir: str, data_dir: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "test.csv"
-    export.export_features(run_dir, data_dir, "test", str(path), batch_size=4)
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["video_id", "label", "frame", *(f"f{index}" for index in range(512))]
-    clips, frames = np.nonzero(exported["mask"])
-    assert 6 < len(clips) < 24
-    for row, clip, frame in zip(rows, clips, frames, strict=True):
-        assert row["video_id"] == exported["video_id"][clip]
-        assert row["label"] == CLASSES[exported["label"][clip]]
-        assert row["frame"] == str(frame)
-        values = np.array([row[f"f{index}"] for index in range(512)], np.float32)
-        assert (values == exported["features"][clip, frame]).all()
-    assert [path.name for path in tmp_path.iterdir()] == ["test.csv"]
-
-
-def test_a_model_of_fewer_frames_in_half_precision_gives_float32(
-    data_dir: str, info: shards.DatasetInfo, tmp_path: Path
-) -> None:
-    keras.config.set_dtype_policy("mixed_bfloat16")
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_a_portable_model_computes_in_float32_and_without_cudnn(inputs: dict, policy: str) -> None:
+    keras.config.set_dtype_policy(policy)
     try:
-        fused, card = _build(num_frames=2)
+        keras.utils.set_random_seed(1)
+        config = ModelConfig(backbone_weights="none", head="motion")
+        half = build_model(config, CLIP.model_spec(), 2).fused
     finally:
         keras.config.set_dtype_policy("float32")
-    save_model(fused.fused, card, tmp_path / "model.keras")
-    path = tmp_path / "val.npz"
-    assert export.export_features(str(tmp_path), data_dir, "val", str(path)) == (2, 2, 512)
-    ((inputs, _, _),) = eval_dataset(data_dir, info, 2, "val", num_frames=2)
-    expected = feature_extractor(fused.fused)(inputs)
-    assert expected.dtype == "bfloat16"
-    with np.load(path, allow_pickle=False) as archive:
-        np.testing.assert_allclose(archive["features"], keras.ops.cast(expected, "float32"), rtol=0.02)
+    adapt_standardization(half, [inputs])
+    portable = export.portable_model(half)
+    for part in ("preprocess", "backbone", "head"):
+        for layer in portable.get_layer(part).layers:
+            assert layer.compute_dtype == "float32", layer.name
+    assert {layer.use_cudnn for layer in portable.get_layer("head").layers if "lstm" in layer.name} == {False}
+    for weight, expected in zip(portable.get_weights(), half.get_weights(), strict=True):
+        assert (weight == expected).all()
+    difference = np.abs(_probabilities(portable, inputs) - _probabilities(half, inputs)).max()
+    assert 0 < difference < 0.05
 
 
-@pytest.mark.parametrize("output", ["test.txt", "test", "s3://bucket/test.npz"])
-def test_other_endings_and_addresses_are_refused(run_dir: str, data_dir: str, output: str) -> None:
-    message = f"^Features cannot go to {output}. Give a local path that ends in .npz or .csv.$"
+def test_a_model_of_half_precision_and_fewer_frames_is_compared_with_both(
+    data_dir: str, info: shards.DatasetInfo, tmp_path: Path
+) -> None:
+    inputs = _clips(data_dir, info, num_frames=2)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        _save_run(tmp_path, inputs, num_frames=2)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    path = str(tmp_path / "model.tflite")
+    tflite, half = export.export_tflite(str(tmp_path), data_dir, "test", path, "none")
+    assert tflite.largest_difference < 1e-4
+    assert half.what == "float32 and the run's mixed_bfloat16"
+    assert 1e-4 < half.largest_difference < 0.05
+
+
+@pytest.mark.parametrize("wrong", ["frames", "jpeg", "TFLite, quantization dynamic_range"])
+def test_an_export_that_is_not_the_model_is_not_kept(
+    run_dir: Path,
+    model: keras.Model,
+    data_dir: str,
+    tmp_path: Path,
+    wrong: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if wrong == "frames":
+        monkeypatch.setattr(export, "portable_model", lambda model: model)
+        monkeypatch.setattr(
+            export, "_of_model", lambda _: lambda batch: np.full((len(batch["mask"]), 2), np.nan)
+        )
+    elif wrong == "jpeg":
+        monkeypatch.setattr(export, "_stored_frame", lambda *_: tf.zeros([32, 32, 3], tf.uint8))
+    else:
+        monkeypatch.setitem(export.TFLITE_BOUNDS, "dynamic_range", 1e-7)
+    places = (str(run_dir), data_dir, "test", str(tmp_path / "out"))
+    message = f"^The export is not the model, so it is not kept: {wrong}: largest difference .* is allowed.$"
     with pytest.raises(export.ExportError, match=message):
-        export.export_features(run_dir, data_dir, "test", output)
+        if wrong in ("frames", "jpeg"):
+            export.export_saved_model(*places)
+        else:
+            export.export_tflite(*places, "dynamic_range")
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("ending", [".npz", ".csv"])
-def test_a_folder_that_cannot_be_written_is_named_before_the_work(
-    run_dir: str, data_dir: str, tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+def _write_archive(path: Path, *names: str) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, "old")
+
+
+def test_an_older_export_is_replaced_when_the_new_one_is_whole(tmp_path: Path) -> None:
+    file, folder = tmp_path / "out.tflite", tmp_path / "1"
+    _write_archive(file, "labels.txt", "vidpipe.json")
+    (folder / "assets").mkdir(parents=True)
+    (folder / "assets" / "vidpipe.json").write_text("old")
+    for path, is_ours in ((file, export._is_tflite), (folder, export._is_saved_model)):
+        with (
+            pytest.raises(export.ExportError, match="not the model"),
+            export._replaced(str(path), is_ours) as new,
+        ):
+            new.write_text("half")
+            raise export.ExportError("not the model")
+        assert path.is_dir() == (path == folder) and is_ours(path)
+        with export._replaced(str(path), is_ours) as new:
+            new.write_text("new")
+            assert is_ours(path)
+        assert path.read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "out.tflite"]
+
+
+@pytest.mark.parametrize("name", ["model.keras", "text", "folder", "1"])
+def test_what_is_no_export_is_left_alone(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "model.keras":
+        _write_archive(path, "vidpipe.json", "model.weights.h5")
+    elif name == "text":
+        path.write_text("mine")
+    else:
+        # A SavedModel is no place for a file, nor another folder for a SavedModel.
+        assets = path / ("assets" if name == "1" else "other")
+        assets.mkdir(parents=True)
+        (assets / "vidpipe.json").write_text("{}")
+    tries = [export._is_tflite] if name == "1" else [export._is_tflite, export._is_saved_model]
+    for is_ours in tries:
+        message = f"^{path} is there, and no such export of vidpipe's"
+        with pytest.raises(export.ExportError, match=message), export._replaced(str(path), is_ours):
+            pytest.fail("went on")
+    assert path.exists()
+
+
+def test_places_that_cannot_be_written_are_named_before_the_work(tmp_path: Path) -> None:
+    for path, message in (
+        (f"{tmp_path}/no/1", "Cannot write .*/no/1 .No such file or directory.. Make room"),
+        ("s3://bucket/1", "Models cannot be exported to s3://bucket/1. Give a local path"),
+    ):
+        with pytest.raises(export.ExportError, match=message):
+            export.export_saved_model("no_run", "no_data", "test", path)
+
+
+def test_a_run_without_a_model_or_of_other_classes_is_refused(
+    data_dir: str, tmp_path: Path, model: keras.Model
 ) -> None:
-    monkeypatch.setattr(export.input_pipeline, "eval_dataset", lambda *_: pytest.fail("worked first"))
-    with pytest.raises(export.ExportError, match=f"Cannot write {tmp_path}/no/f{ending} .No such file"):
-        export.export_features(run_dir, data_dir, "test", f"{tmp_path}/no/f{ending}")
-
-
-def test_other_classes_are_refused(model: FusedModel, data_dir: str, tmp_path: Path) -> None:
-    card = dataclasses.replace(_build()[1], classes=("long", "tall"))
-    save_model(model.fused, card, tmp_path / "model.keras")
+    with pytest.raises(ModelError, match=f"There is no trained model {tmp_path}/model.keras. Train one"):
+        export.export_saved_model(str(tmp_path), data_dir, "test", str(tmp_path / "out"))
+    save_model(model, ModelCard(("long", "tall"), CLIP), tmp_path / "model.keras")
     with pytest.raises(evaluate.EvaluateError, match="they differ in short, tall"):
-        export.export_features(str(tmp_path), data_dir, "test", f"{tmp_path}/test.npz")
+        export.export_tflite(str(tmp_path), data_dir, "test", str(tmp_path / "out"), "none")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
 
 
-@pytest.mark.parametrize("ending", [".npz", ".csv"])
-def test_a_split_without_clips_a_wrong_table_and_a_damaged_record_leave_the_old_file(
-    run_dir: str, data_dir: str, info: shards.DatasetInfo, tmp_path: Path, ending: str
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--format=onnx",), "value should be one of <saved_model|tflite|features>"),
+        (("--format=saved_model", "--quantization=none"), "--quantization goes with --format=tflite; got"),
+        (("--format=tflite", "--quantization=int4"), "value should be one of <none|dynamic_range>"),
+    ],
+)
+def test_wrong_flags_get_one_line(tmp_path: Path, flags: tuple[str, ...], message: str) -> None:
+    ended = run_tool("export.py", "--run_dir=no", "--data_dir=no", "--output=out", *flags, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert message in ended.stderr
+    assert ended.stderr.startswith("export.py: ") and ended.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_tool_says_what_it_checked_and_nothing_else(
+    run_dir: Path, model: keras.Model, data_dir: str, tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(data_dir, tmp_path / "copy"))
-    output = tmp_path / f"out{ending}"
-    output.write_text("old")
-
-    def assert_refused(message: str, data_dir: Path) -> None:
-        with pytest.raises((shards.ShardError, evaluate.EvaluateError), match=message):
-            export.export_features(run_dir, str(data_dir), "val", str(output), batch_size=1)
-        assert output.read_text() == "old"
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", output.name]
-
-    # The last shard's last byte: what comes before it is written by then.
-    shard = folder / info.splits["val"][-1].name
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert_refused(f"A shard of {folder} is damaged: {shard.name}, position", folder)
-    shard.write_bytes(whole)
-
-    table = folder / shards.VIDEOS_NAME
-    text = table.read_text()
-    longer = text + next(line for line in text.splitlines() if ",val,short," in line) + "\n"
-    for wrong in (text.replace(",val,short,", ",val,long,"), text.replace(",val,", ",test,"), longer):
-        table.write_text(wrong)
-        assert_refused("videos.csv does not describe these shards", folder)
-    table.write_text(text)
-
-    shards.write_info(folder, dataclasses.replace(info, splits=info.splits | {"val": ()}))
-    assert_refused(f"{folder} has no val clips", folder)
+    output = tmp_path / "out"
+    flags = (f"--run_dir={run_dir}", f"--data_dir={data_dir}", f"--output={output}", "--format=tflite")
+    ended = run_tool("export.py", *flags, "--split=val")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    check, written = ended.stdout.splitlines()
+    assert check.startswith("TFLite, quantization none: largest difference of a probability ")
+    assert check.endswith(" the same class predicted for 2 of 2 clips.")
+    assert written == f"Written to {output}."
+    assert output.is_file()

@@ -13,7 +13,7 @@ ORDER = (
     "spec", "sampling", "config", "manifest", "video", "worker", "records", "remote", "shards", "progress",
     "convert", "convert_beam", "verify", "shard_cache", "augment", "input_pipeline", "report", "page",
     "backbone", "model", "memory", "feature_cache", "checkpoint", "optimizer", "step", "distribution", "loop",
-    "train", "evaluate", "export", "predict",
+    "train", "evaluate", "compare", "export", "export_features", "predict",
 )  # fmt: skip
 SHARED = {
     "spec", "sampling", "config", "manifest", "records", "remote", "shards", "progress", "video", "worker",

@@ -21,7 +21,7 @@ from vidpipe.backbone import BACKBONES, build_backbone, freeze_blocks
 from vidpipe.config import ClipConfig, ModelConfig, from_dict
 from vidpipe.spec import ClipSpec, VidpipeError
 
-_CARD_NAME = "vidpipe.json"
+CARD_NAME = "vidpipe.json"
 _POOLED = "pooled"
 _STANDARDIZE = "standardize"
 
@@ -48,6 +48,10 @@ class ModelCard:
     def spec(self) -> ClipSpec:
         """The shape of the clips that the model takes."""
         return self.clip.model_spec(self.num_frames)
+
+    def to_json(self) -> str:
+        """As it lies in a model's file."""
+        return json.dumps(asdict(self), indent=2)
 
 
 @dataclass(frozen=True)
@@ -298,7 +302,7 @@ def save_model(model: keras.Model, card: ModelCard, path: Path) -> None:
     temporary = path.with_name(f"{path.stem}.tmp.keras")
     model.save(temporary)
     with zipfile.ZipFile(temporary, "a") as archive:
-        archive.writestr(_CARD_NAME, json.dumps(asdict(card), indent=2))
+        archive.writestr(CARD_NAME, card.to_json())
     temporary.replace(path)
 
 
@@ -310,7 +314,7 @@ def load_model(path: Path) -> tuple[keras.Model, ModelCard]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            values = json.loads(archive.read(_CARD_NAME))
+            values = json.loads(archive.read(CARD_NAME))
         clip = from_dict(ClipConfig, values["clip"])
         card = ModelCard(tuple(values["classes"]), clip, values["num_frames"])
         return keras.saving.load_model(path, compile=False, safe_mode=True), card
