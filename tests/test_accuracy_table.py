@@ -104,17 +104,6 @@ def test_which_rows_a_dataset_has() -> None:
     assert accuracy_table.chosen("uniform", ["block5"], True) == []
 
 
-def test_the_difference_is_paired_by_clip() -> None:
-    right = np.array([[1, 1, 1, 0], [1, 1, 0, 0]], bool)
-    assert accuracy_table.difference(right, right) == (0, 0, 0)
-    assert accuracy_table.difference(np.ones((3, 4), bool), np.zeros((2, 4), bool)) == (1, 1, 1)
-    mean, low, high = accuracy_table.difference(right, np.zeros((1, 4), bool))
-    assert mean == 0.625 and 0 < low < 0.4 < 0.8 < high <= 1
-    # The same accuracies over the same clips: what is paired has no spread.
-    one, other = np.array([[1, 0, 1, 0]], bool), np.array([[0, 0, 0, 0]], bool)
-    assert accuracy_table.difference(one | other, one)[1:] == (0, 0)
-
-
 def test_the_table_compares_with_the_better_row_of_the_notebook(capsys: pytest.CaptureFixture) -> None:
     found = {
         "notebook, as listed, head": np.array([[0, 0, 0, 1], [0, 0, 0, 1]], bool),
@@ -126,7 +115,10 @@ def test_the_table_compares_with_the_better_row_of_the_notebook(capsys: pytest.C
     assert (table[2]["lowest"], table[2]["highest"]) == (0.75, 1)
     assert table[2]["standard_deviation"] == pytest.approx(np.sqrt(2) / 8)
     assert {row["against"] for row in table} == {"notebook, shuffled, head"}
-    assert table[2]["difference"][0] == pytest.approx(0.25)
+    assert table[1]["difference_ci95"] == (0, 0)
+    assert table[2]["difference"] == 0.25
+    low, high = table[2]["difference_ci95"]
+    assert -0.3 < low < 0.1 and 0.4 < high <= 0.75
     accuracy_table.print_table(table)
     printed = capsys.readouterr().out.splitlines()
     assert printed[3].split()[:6] == ["motion,", "uniform", "87.5", "75.0", "100.0", "17.7"]

@@ -301,24 +301,6 @@ def chosen(sampling: str, wanted: Sequence[str] | None, cross_validate: bool) ->
     return [name for name in ROWS if (wanted is None or name in wanted) and name not in left_out]
 
 
-def difference(right: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
-    """Of two accuracies over the same clips, and the 95 % interval of the difference.
-
-    Args:
-      right: bool [seeds, N].
-      other: bool [seeds, N]; the numbers of seeds may differ.
-    """
-    from scipy.stats import bootstrap
-
-    clips = right.mean(axis=0) - other.mean(axis=0)
-    if np.ptp(clips) == 0:
-        return clips[0], clips[0], clips[0]
-    interval = bootstrap(
-        (clips,), np.mean, method="percentile", rng=np.random.default_rng(1)
-    ).confidence_interval
-    return clips.mean(), interval.low, interval.high
-
-
 def main(arguments: list[str]) -> None:
     """Runs the rows, printing each as it is done, then the differences."""
     cli.no_arguments(arguments)
@@ -357,6 +339,8 @@ def main(arguments: list[str]) -> None:
 
 def make_table(found: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """A row for each way of training, from whether its clips were answered rightly, bool [seeds, N]."""
+    from vidpipe.compare import bootstrap_interval
+
     peers = [name for name in found if name.startswith("notebook, ")]
     best_peer = max(peers, key=lambda name: float(found[name].mean()), default=None)
     table = []
@@ -368,7 +352,10 @@ def make_table(found: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
             "standard_deviation": float(by_seed.std(ddof=1)),
         }  # fmt: skip
         if best_peer is not None:
-            row["against"], row["difference"] = best_peer, difference(right, found[best_peer])
+            theirs = found[best_peer].mean(axis=0)
+            row["against"] = best_peer
+            row["difference"] = float((right.mean(axis=0) - theirs).mean())
+            row["difference_ci95"] = bootstrap_interval(right.mean(axis=0), theirs)
         table.append(row)
     return table
 
@@ -384,7 +371,8 @@ def print_table(table: list[dict[str, Any]]) -> None:
         )
         line = f"{row['row']:30} {mean:6.1f} {lowest:7.1f} {highest:8.1f} {deviation:5.1f}"
         if "difference" in row:
-            line += "   {:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in row["difference"]))
+            low, high = (100 * bound for bound in row["difference_ci95"])
+            line += f"   {100 * row['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
         print(line)
     first = table[0]
     against = f" Differences to: {first['against']}." if "against" in first else ""
