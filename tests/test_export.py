@@ -308,6 +308,13 @@ def test_a_tflite_file_that_is_not_the_model_is_not_kept(
     assert (tmp_path / "out").read_text() == "file"
 
 
+def test_checks_are_made_without_tf32() -> None:
+    """Which is on at first, and only a GPU has: its answers would be too far from a CPU's."""
+    enabled = tf.config.experimental.tensor_float_32_execution_enabled
+    found = export._probabilities("model", lambda batch: np.array([[enabled()]]), [{}])
+    assert (found.tolist(), enabled()) == ([[False]], True)
+
+
 def _write_archive(path: Path, *names: str) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name in names:

@@ -358,7 +358,7 @@ def _of_tflite(path: Path) -> _Classify:
 
 def _probabilities(what: str, classify: _Classify, batches: Sequence[_Batch]) -> np.ndarray:
     """Probabilities [N, C] of all clips."""
-    with Progress(f"Checking {what}", len(batches), "batches", closing_line=False) as progress:
+    with _exact_float32(), Progress(f"Checking {what}", len(batches), "batches", False) as progress:
 
         def answers() -> Iterator[np.ndarray]:
             for batch in batches:
@@ -366,6 +366,18 @@ def _probabilities(what: str, classify: _Classify, batches: Sequence[_Batch]) ->
                 progress.advance()
 
         return np.concatenate(list(answers()))
+
+
+@contextmanager
+def _exact_float32() -> Iterator[None]:
+    """Without TF32, by which a GPU multiplies float32 with 10 bits of its 23, in a block."""
+    config = tf.config.experimental
+    before = config.tensor_float_32_execution_enabled()
+    config.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        config.enable_tensor_float_32_execution(before)
 
 
 def _compared(what: str, expected: np.ndarray, found: np.ndarray) -> Check:
