@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -181,12 +182,19 @@ def test_frames_of_any_size_become_the_converter_s(
 
 @pytest.mark.parametrize(("head", "quantization"), [("motion", "none"), ("notebook", "dynamic_range")])
 def test_the_tflite_interpreter_answers_as_the_model(
-    data_dir: str, inputs: dict[str, np.ndarray], tmp_path: Path, head: str, quantization: str
+    data_dir: str,
+    inputs: dict[str, np.ndarray],
+    tmp_path: Path,
+    head: str,
+    quantization: str,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     model = _save_run(tmp_path, inputs, head)
     path = tmp_path / "model.tflite"
+    capfd.readouterr()
     (check,) = export.export_tflite(str(tmp_path), data_dir, "test", str(path), quantization)
     assert check.what == f"TFLite, quantization {quantization}"
+    assert capfd.readouterr() == ("", "")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         interpreter = tf.lite.Interpreter(str(path))
@@ -248,32 +256,63 @@ def test_a_model_of_half_precision_and_fewer_frames_is_compared_with_both(
     assert 1e-4 < half.largest_difference < 0.05
 
 
-@pytest.mark.parametrize("wrong", ["frames", "jpeg", "TFLite, quantization dynamic_range"])
-def test_an_export_that_is_not_the_model_is_not_kept(
+@pytest.mark.parametrize("wrong", ["frames", "jpeg"])
+def test_a_saved_model_that_is_not_the_model_is_not_kept(
     run_dir: Path,
-    model: keras.Model,
+    saved_model: Path,
     data_dir: str,
     tmp_path: Path,
     wrong: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(
+        export, "_write_saved_model", lambda *places: shutil.copytree(saved_model, places[-1])
+    )
     if wrong == "frames":
-        monkeypatch.setattr(export, "portable_model", lambda model: model)
-        monkeypatch.setattr(
-            export, "_of_model", lambda _: lambda batch: np.full((len(batch["mask"]), 2), np.nan)
-        )
-    elif wrong == "jpeg":
-        monkeypatch.setattr(export, "_stored_frame", lambda *_: tf.zeros([32, 32, 3], tf.uint8))
+        # What is no number is no agreement.
+        no_numbers = lambda batch: np.full([len(batch["mask"]), 2], np.nan)  # noqa: E731
+        monkeypatch.setattr(export, "_of_model", lambda _: no_numbers)
     else:
-        monkeypatch.setitem(export.TFLITE_BOUNDS, "dynamic_range", 1e-7)
-    places = (str(run_dir), data_dir, "test", str(tmp_path / "out"))
+        as_jpeg = export._as_jpeg
+        monkeypatch.setattr(
+            export, "_as_jpeg", lambda batch: (as_jpeg(batch)[0], batch | {"frames": 0 * batch["frames"]})
+        )
     message = f"^The export is not the model, so it is not kept: {wrong}: largest difference .* is allowed.$"
     with pytest.raises(export.ExportError, match=message):
-        if wrong in ("frames", "jpeg"):
-            export.export_saved_model(*places)
-        else:
-            export.export_tflite(*places, "dynamic_range")
+        export.export_saved_model(str(run_dir), data_dir, "test", str(tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("quantization", export.QUANTIZATIONS)
+def test_a_tflite_file_that_is_not_the_model_is_not_kept(
+    run_dir: Path,
+    model: keras.Model,
+    data_dir: str,
+    tmp_path: Path,
+    quantization: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reach = 1.01 * export.TFLITE_BOUNDS[quantization]
+    monkeypatch.setattr(export, "_write_tflite", lambda *places: places[-1].write_text("file"))
+    monkeypatch.setattr(export, "_of_tflite", lambda _: lambda batch: _probabilities(model, batch) + reach)
+    places = (str(run_dir), data_dir, "test", str(tmp_path / "out"), quantization)
+    message = (
+        f"^The export is not the model, so it is not kept: TFLite, quantization {quantization}: .* allowed.$"
+    )
+    with pytest.raises(export.ExportError, match=message):
+        export.export_tflite(*places)
+    assert list(tmp_path.iterdir()) == []
+    reach *= 0.98
+    (check,) = export.export_tflite(*places)
+    assert (check.same_class, check.largest_difference) == (6, pytest.approx(reach, rel=1e-3))
+    assert (tmp_path / "out").read_text() == "file"
+
+
+def test_checks_are_made_without_tf32() -> None:
+    """Which is on at first, and only a GPU has: its answers would be too far from a CPU's."""
+    enabled = tf.config.experimental.tensor_float_32_execution_enabled
+    found = export._probabilities("model", lambda batch: np.array([[enabled()]]), [{}])
+    assert (found.tolist(), enabled()) == ([[False]], True)
 
 
 def _write_archive(path: Path, *names: str) -> None:
@@ -331,6 +370,20 @@ def test_places_that_cannot_be_written_are_named_before_the_work(tmp_path: Path)
             export.export_saved_model("no_run", "no_data", "test", path)
 
 
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise tf.errors.ResourceExhaustedError(None, None, "{{function_node}} No space left")
+
+    monkeypatch.setattr(tf.saved_model, "save", fail)
+    message = f"^Cannot write {tmp_path}/1 .No space left on device.. Make room"
+    with (
+        pytest.raises(export.ExportError, match=message),
+        export._replaced(f"{tmp_path}/1", export._is_saved_model) as new,
+    ):
+        export._save(tf.Module(), new, {})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_without_a_model_or_of_other_classes_is_refused(
     data_dir: str, tmp_path: Path, model: keras.Model
 ) -> None:
@@ -358,15 +411,15 @@ def test_wrong_flags_get_one_line(tmp_path: Path, flags: tuple[str, ...], messag
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_tool_says_what_it_checked_and_nothing_else(
-    run_dir: Path, model: keras.Model, data_dir: str, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("model")
+def test_the_tool_says_what_it_checked_and_nothing_else(run_dir: Path, data_dir: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    flags = (f"--run_dir={run_dir}", f"--data_dir={data_dir}", f"--output={output}", "--format=tflite")
+    flags = (f"--run_dir={run_dir}", f"--data_dir={data_dir}", f"--output={output}", "--format=saved_model")
     ended = run_tool("export.py", *flags, "--split=val")
     assert (ended.returncode, ended.stderr) == (0, "")
-    check, written = ended.stdout.splitlines()
-    assert check.startswith("TFLite, quantization none: largest difference of a probability ")
-    assert check.endswith(" the same class predicted for 2 of 2 clips.")
+    *lines, written = ended.stdout.splitlines()
+    for line, what in zip(lines, ("frames", "jpeg"), strict=True):
+        assert line.startswith(f"{what}: largest difference of a probability ")
+        assert line.endswith(", the same class predicted for 2 of 2 clips.")
     assert written == f"Written to {output}."
-    assert output.is_file()
+    assert output.is_dir()

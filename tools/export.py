@@ -41,9 +41,10 @@ def main(arguments: list[str]) -> None:
     if _QUANTIZATION.value is not None and _FORMAT.value != "tflite":
         cli.usage_error(f"--quantization goes with --format=tflite; got --format={_FORMAT.value}")
     cli.load_tensorflow()
-    logging.getLogger("absl").setLevel(logging.ERROR)  # TensorFlow tells of every step of its saving
     from vidpipe import export, export_features
 
+    # TensorFlow tells of every step of its saving, and sets the level for that.
+    logging.getLogger("absl").addFilter(lambda record: record.levelno >= logging.ERROR)
     places = (_RUN_DIR.value, _DATA_DIR.value, _SPLIT.value, _OUTPUT.value)
     if _FORMAT.value == "features":
         num_clips, num_frames, depth = export_features.export_features(*places, cache_dir=_CACHE_DIR.value)

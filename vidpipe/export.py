@@ -1,5 +1,6 @@
 """A trained model for serving: a SavedModel or a TFLite file, checked against the model on real clips."""
 
+import errno
 import os
 import sys
 import tempfile
@@ -235,7 +236,7 @@ def _write_saved_model(model: keras.Model, card: ModelCard, folder: Path) -> Non
         module.frames = _traced(of_frames, frames_spec, tf.TensorSpec(shape, tf.bool, "mask"))
         module.jpeg = _traced(of_jpeg, tf.TensorSpec([None, None], tf.string, "jpeg"))
         signatures = {"serving_default": module.jpeg, "jpeg": module.jpeg, "frames": module.frames}
-        tf.saved_model.save(module, str(folder), signatures)
+        _save(module, folder, signatures)
 
 
 def _write_tflite(model: keras.Model, card: ModelCard, quantization: str, path: Path) -> None:
@@ -258,7 +259,7 @@ def _write_tflite(model: keras.Model, card: ModelCard, quantization: str, path: 
     )
     with tempfile.TemporaryDirectory() as folder, _quiet():
         # By way of a SavedModel: the converter's own way from a function does not find Keras's variables.
-        tf.saved_model.save(module, folder, {"serving_default": module.classify})
+        _save(module, Path(folder), {"serving_default": module.classify})
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         if quantization == "dynamic_range":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -266,6 +267,13 @@ def _write_tflite(model: keras.Model, card: ModelCard, quantization: str, path: 
     with zipfile.ZipFile(path, "a") as archive:
         for name, text in _papers(card):
             archive.writestr(name, text)
+
+
+def _save(module: tf.Module, folder: Path, signatures: dict[str, Any]) -> None:
+    try:
+        tf.saved_model.save(module, str(folder), signatures)
+    except tf.errors.ResourceExhaustedError as error:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
 
 def _papers(card: ModelCard) -> list[tuple[str, str]]:
@@ -341,7 +349,8 @@ def _of_tflite(path: Path) -> _Classify:
 
     def classify(batch: _Batch) -> np.ndarray:
         clips = zip(batch["frames"], batch["mask"], strict=True)
-        rows = [runner(frames=frames[np.newaxis], mask=mask[np.newaxis]) for frames, mask in clips]
+        with _quiet():
+            rows = [runner(frames=frames[np.newaxis], mask=mask[np.newaxis]) for frames, mask in clips]
         return np.concatenate([row["probabilities"] for row in rows])
 
     return classify
@@ -349,7 +358,7 @@ def _of_tflite(path: Path) -> _Classify:
 
 def _probabilities(what: str, classify: _Classify, batches: Sequence[_Batch]) -> np.ndarray:
     """Probabilities [N, C] of all clips."""
-    with Progress(f"Checking {what}", len(batches), "batches", closing_line=False) as progress:
+    with _exact_float32(), Progress(f"Checking {what}", len(batches), "batches", False) as progress:
 
         def answers() -> Iterator[np.ndarray]:
             for batch in batches:
@@ -357,6 +366,18 @@ def _probabilities(what: str, classify: _Classify, batches: Sequence[_Batch]) ->
                 progress.advance()
 
         return np.concatenate(list(answers()))
+
+
+@contextmanager
+def _exact_float32() -> Iterator[None]:
+    """Without TF32, by which a GPU multiplies float32 with 10 bits of its 23, in a block."""
+    config = tf.config.experimental
+    before = config.tensor_float_32_execution_enabled()
+    config.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        config.enable_tensor_float_32_execution(before)
 
 
 def _compared(what: str, expected: np.ndarray, found: np.ndarray) -> Check:
