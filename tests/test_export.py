@@ -230,9 +230,7 @@ def test_a_portable_model_computes_in_float32_and_without_cudnn(inputs: dict, po
         keras.config.set_dtype_policy("float32")
     adapt_standardization(half, [inputs])
     portable = export.portable_model(half)
-    for part in ("preprocess", "backbone", "head"):
-        for layer in portable.get_layer(part).layers:
-            assert layer.compute_dtype == "float32", layer.name
+    assert "float16" in half.to_json() and "float16" not in portable.to_json()
     assert {layer.use_cudnn for layer in portable.get_layer("head").layers if "lstm" in layer.name} == {False}
     for weight, expected in zip(portable.get_weights(), half.get_weights(), strict=True):
         assert (weight == expected).all()
