@@ -87,6 +87,40 @@ def write_coded_video(
         container.mux(stream.encode())
 
 
+def write_colours(path: Path, colours: Sequence[tuple[int, int, int]], fps: float = 10) -> str:
+    """Writes a video of 48 x 64 with a frame of each colour; an .avi as MJPEG, frame by frame."""
+    frames = np.broadcast_to(np.array(colours, np.uint8)[:, None, None], (len(colours), 48, 64, 3))
+    video.write_video(str(path), frames, fps, fourcc="MJPG")
+    return str(path)
+
+
+def save_colour_model(run_dir: Path, clip: ClipConfig, classes: tuple[str, str, str]) -> None:
+    """A run's model that tells blue from red by the mean of the real frames; the class between is never seen.
+
+    Its logits are 3 (blue - red) / 255, -9 and 3 (red - blue) / 255.
+    """
+    # Here: spawned workers import this file, and have no use for them.
+    import keras
+    from keras import layers
+
+    from vidpipe.model import ModelCard, save_model
+
+    spec = clip.model_spec()
+    shape = (spec.num_frames, spec.height, spec.width, 3)
+    frames = keras.Input(shape, dtype="uint8", name="frames")
+    mask = keras.Input(shape[:1], dtype="bool", name="mask")
+    scaled = layers.Reshape((spec.num_frames, -1))(layers.Rescaling(1 / 255)(frames))
+    mean = layers.Reshape(shape[1:])(layers.GlobalAveragePooling1D()(scaled, mask=mask))
+    kernel = keras.initializers.Constant(np.array([[-3, 0, 3], [0, 0, 0], [3, 0, -3]]))
+    bias = keras.initializers.Constant(np.array([0, -9, 0]))
+    logits = layers.Dense(3, kernel_initializer=kernel, bias_initializer=bias)(
+        layers.GlobalAveragePooling2D()(mean)
+    )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    model = keras.Model({"frames": frames, "mask": mask}, logits)
+    save_model(model, ModelCard(classes, clip), run_dir / "model.keras")
+
+
 def write_class_folders(folder: Path, videos: dict[str, list[int]]) -> None:
     """Writes Class/video_MM.avi for each class and each number of frames."""
     for class_name, lengths in videos.items():
@@ -138,6 +172,12 @@ def content_read(path: str, clip: ClipConfig) -> video.VideoClip:
     """Runs in a worker: a file that holds no more than a fault's name has it."""
     _have_fault(Path(path).read_bytes())
     return video.read_clip(path, clip)
+
+
+def content_lone_read(path: str, clip: ClipConfig) -> video.VideoClip:
+    """Runs in a worker: as `content_read`, of a stranger's file."""
+    _have_fault(Path(path).read_bytes())
+    return video.read_lone_clip(path, clip)
 
 
 def failing_windows(

@@ -13,7 +13,7 @@ ORDER = (
     "spec", "sampling", "config", "manifest", "video", "worker", "records", "remote", "shards", "progress",
     "convert", "convert_beam", "verify", "shard_cache", "augment", "input_pipeline", "report", "page",
     "backbone", "model", "memory", "feature_cache", "checkpoint", "optimizer", "step", "distribution", "loop",
-    "train", "evaluate", "compare", "export", "export_features", "predict",
+    "train", "evaluate", "compare", "export", "export_features", "predict", "serve",
 )  # fmt: skip
 SHARED = {
     "spec", "sampling", "config", "manifest", "records", "remote", "shards", "progress", "video", "worker",
@@ -26,6 +26,8 @@ DOORS = {
     "pebble": {"worker"},
     "jinja2": {"page"},
     "PIL": {"predict"},
+    "flask": {"serve"},
+    "waitress": {"serve"},
     "apache_beam": {"convert_beam"},
 }
 

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from keras import layers
 from PIL import Image, ImageSequence
 
 from synthetic import (
@@ -22,8 +21,10 @@ from synthetic import (
     failing_windows,
     frame_indices_of,
     position_frames,
+    save_colour_model,
     timeless_windows,
     write_coded_video,
+    write_colours,
 )
 from test_tools import run_tool
 from vidpipe import evaluate, predict, report, video
@@ -78,35 +79,16 @@ def test_batches_are_as_large_as_those_of_an_evaluation() -> None:
 
 @pytest.fixture(scope="module")
 def colour_run(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A run whose model tells red from blue by the mean of the real frames, and sees no green."""
-    folder = tmp_path_factory.mktemp("run")
-    frames = keras.Input((4, 32, 32, 3), dtype="uint8", name="frames")
-    mask = keras.Input((4,), dtype="bool", name="mask")
-    scaled = layers.Rescaling(1 / 255)(frames)
-    mean = layers.GlobalAveragePooling1D()(layers.Reshape((4, 32 * 32 * 3))(scaled), mask=mask)
-    colour = layers.GlobalAveragePooling2D()(layers.Reshape((32, 32, 3))(mean))
-    kernel = keras.initializers.Constant(np.array([[-3, 0, 3], [0, 0, 0], [3, 0, -3]]))
-    bias = keras.initializers.Constant(np.array([0, -9, 0]))
-    logits = layers.Dense(3, kernel_initializer=kernel, bias_initializer=bias)(colour)
-    model = keras.Model({"frames": frames, "mask": mask}, logits)
-    save_model(model, ModelCard(("blue", "green", "red"), CLIP), folder / "model.keras")
+    """A run whose model tells red from blue."""
+    folder = tmp_path_factory.mktemp("colours") / "run"
+    save_colour_model(folder, CLIP, ("blue", "green", "red"))
     return str(folder)
-
-
-def _colour_frames(colours: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """uint8 [n, 48, 64, 3]."""
-    return np.broadcast_to(np.array(colours, np.uint8)[:, None, None], (len(colours), 48, 64, 3))
-
-
-def _write_colours(path: Path, colours: Sequence[tuple[int, int, int]], fps: float = 10) -> str:
-    video.write_video(str(path), _colour_frames(colours), fps, fourcc="MJPG")
-    return str(path)
 
 
 def test_faults_of_a_decoder_cost_their_video_only(tmp_path: Path, colour_run: str) -> None:
     for fault in ("crash", "hang"):
         (tmp_path / f"{fault}.avi").write_bytes(fault.encode())
-    red, blue = (_write_colours(tmp_path / f"{i}.avi", [c] * 3) for i, c in enumerate((RED, BLUE)))
+    red, blue = (write_colours(tmp_path / f"{i}.avi", [c] * 3) for i, c in enumerate((RED, BLUE)))
     paths = [red, str(tmp_path / "crash.avi"), str(tmp_path / "hang.avi"), blue]
     predictions = list(predict.predict(colour_run, paths, timeout_sec=3, read=content_read))
     assert [each.path for each in predictions] == paths
@@ -201,7 +183,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def test_each_window_is_predicted_like_a_video_of_its_own(tmp_path: Path, colour_run: str) -> None:
     """10 frames a second: red for 1.5 s, then blue, each frame a little lighter than the one before."""
     colours = [(*RED[:2], 30 + i) if i < 15 else (30, 30, 200 + i) for i in range(35)]
-    long = _write_colours(tmp_path / "long.avi", colours)
+    long = write_colours(tmp_path / "long.avi", colours)
     (timeline,) = predict.write_timelines(colour_run, [long], str(tmp_path / "out"), 1, 0.5)
     assert (timeline.path, timeline.error) == (long, "")
     assert timeline.files == (tmp_path / "out" / "long.csv", tmp_path / "out" / "long.png")
@@ -210,7 +192,7 @@ def test_each_window_is_predicted_like_a_video_of_its_own(tmp_path: Path, colour
     assert [(row["start_sec"], row["end_sec"]) for row in rows] == [(k / 2, k / 2 + 1) for k in range(6)]
     assert [row["predicted"] for row in rows] == ["red", "red", rows[2]["predicted"], "blue", "blue", "blue"]
     assert predict.stretches(timeline.windows)[-1][1:] == (3.5, "blue")
-    parts = [_write_colours(tmp_path / f"part{k}.avi", colours[5 * k : 5 * k + 10]) for k in range(len(rows))]
+    parts = [write_colours(tmp_path / f"part{k}.avi", colours[5 * k : 5 * k + 10]) for k in range(len(rows))]
     for row, window, part in zip(rows, timeline.windows, predict.predict(colour_run, parts), strict=True):
         assert window.probabilities == part.probabilities
         assert {name: row[name] for name in part.probabilities} == part.probabilities
@@ -298,7 +280,7 @@ def test_without_any_time_25_frames_are_a_second(monkeypatch: pytest.MonkeyPatch
 
 def test_windows_come_in_batches_of_one_size(tmp_path: Path, colour_run: str) -> None:
     """As videos do, so that the same frames give the same bits."""
-    path = _write_colours(tmp_path / "a.avi", [RED] * 50)
+    path = write_colours(tmp_path / "a.avi", [RED] * 50)
     classifier = predict.load_classifier(colour_run)
     sizes = []
 
@@ -313,7 +295,7 @@ def test_windows_come_in_batches_of_one_size(tmp_path: Path, colour_run: str) ->
 def test_a_video_without_times_is_told_of(
     tmp_path: Path, colour_run: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = _write_colours(tmp_path / "a.avi", [RED] * 5)
+    path = write_colours(tmp_path / "a.avi", [RED] * 5)
     classifier = predict.load_classifier(colour_run)
     with caplog.at_level(logging.WARNING):
         predict.predict_windows(classifier, path, 1, 1, read=timeless_windows)
@@ -321,10 +303,10 @@ def test_a_video_without_times_is_told_of(
 
 
 def test_a_timeline_ends_where_reading_fails_and_the_next_goes_on(tmp_path: Path, colour_run: str) -> None:
-    cut = Path(_write_colours(tmp_path / "cut.avi", [RED] * 40))
+    cut = Path(write_colours(tmp_path / "cut.avi", [RED] * 40))
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 3 // 5])
     (tmp_path / "bad.avi").write_bytes(b"garbage")
-    whole = _write_colours(tmp_path / "whole.avi", [BLUE] * 12)
+    whole = write_colours(tmp_path / "whole.avi", [BLUE] * 12)
     paths = [str(cut), str(tmp_path / "bad.avi"), whole]
     first, second, third = predict.write_timelines(colour_run, paths, str(tmp_path / "out"), 1, 1)
     assert re.fullmatch(r"ended after \d+ of 40 frames", first.error)
@@ -338,7 +320,7 @@ def test_a_timeline_ends_where_reading_fails_and_the_next_goes_on(tmp_path: Path
 
 
 def test_windows_before_a_crash_are_kept(tmp_path: Path, colour_run: str) -> None:
-    path = _write_colours(tmp_path / "a.avi", [RED] * 40)
+    path = write_colours(tmp_path / "a.avi", [RED] * 40)
     Path(f"{path}.fault").write_bytes(b"crash")
     classifier = predict.load_classifier(colour_run)
     windows, error = predict.predict_windows(classifier, path, 1, 1, read=failing_windows)
@@ -373,8 +355,8 @@ def test_the_picture_of_a_timeline(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_tool_takes_a_folder_a_file_and_a_pattern(tmp_path: Path, colour_run: str) -> None:
     """One folder of two videos, a broken file, a pattern without match, all as JSON, with animations."""
     (tmp_path / "clips").mkdir()
-    _write_colours(tmp_path / "clips" / "b.avi", [BLUE] * 3)
-    _write_colours(tmp_path / "clips" / "a.avi", [RED] * 3)
+    write_colours(tmp_path / "clips" / "b.avi", [BLUE] * 3)
+    write_colours(tmp_path / "clips" / "a.avi", [RED] * 3)
     (tmp_path / "broken.avi").write_bytes(b"garbage")
     ended = run_tool(
         "predict.py", f"--run_dir={colour_run}", "--json", "--gif=gifs", "broken.avi", "x/*.avi", "clips",
@@ -397,7 +379,7 @@ def test_the_tool_takes_a_folder_a_file_and_a_pattern(tmp_path: Path, colour_run
 
 
 def test_the_tool_writes_a_timeline(tmp_path: Path, colour_run: str) -> None:
-    _write_colours(tmp_path / "a.avi", [RED] * 20 + [BLUE] * 20)
+    write_colours(tmp_path / "a.avi", [RED] * 20 + [BLUE] * 20)
     command = ("predict.py", f"--run_dir={colour_run}", "--timeline=out", "--hop_sec=2", "a.avi")
     ended = run_tool(*command, cwd=tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -57,6 +57,17 @@ def test_a_single_read_is_not_repeated(tmp_path: Path) -> None:
         assert time.monotonic() - start < 5.5
 
 
+def test_a_killed_idle_process_is_replaced(tmp_path: Path) -> None:
+    path = str(write_brightness_video(tmp_path / "a.avi", 4))
+    with worker.Workers(1, timeout_sec=10, memory_mb=4096) as workers:
+        assert workers.read(video.read_clip, path, CLIP).value is not None
+        (idle,) = _children()
+        os.kill(int(idle), signal.SIGKILL)
+        for _ in range(3):
+            outcomes = list(workers.read_in_order(video.read_clip, [(path, CLIP)] * 5))
+            assert [outcome.reason for outcome in outcomes] == [""] * 5
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [

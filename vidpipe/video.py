@@ -140,6 +140,22 @@ def read_clip(path: str, clip: ClipConfig) -> VideoClip:
     return read
 
 
+def read_lone_clip(path: str, clip: ClipConfig) -> VideoClip:
+    """`read_clip` of a file that a stranger made: while it is open, the process can open no other.
+
+    A playlist is a video to FFmpeg, and names files and addresses to read, none of which it gets. For a
+    worker: all threads of the process are held to it.
+    """
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)  # what the next file would be
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 1, limits[1]))
+    try:
+        return read_clip(path, clip)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 def read_windows(path: str, clip: ClipConfig, window_sec: float, hop_sec: float) -> Iterator[VideoWindow]:
     """Decodes a video once, in order, and samples each of its windows as if it were a video of its own.
 

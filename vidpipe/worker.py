@@ -6,10 +6,12 @@ free of TensorFlow.
 
 import contextlib
 import multiprocessing
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -46,13 +48,9 @@ class Workers:
     """
 
     def __init__(self, num_workers: int, timeout_sec: float, memory_mb: int) -> None:
-        self._num_workers, self._timeout_sec = num_workers, timeout_sec
-        self._pool = ProcessPool(
-            num_workers,
-            context=multiprocessing.get_context("spawn"),
-            initializer=video.limit_memory,
-            initargs=[memory_mb],
-        )
+        self._num_workers, self._timeout_sec, self._memory_mb = num_workers, timeout_sec, memory_mb
+        self._pool = self._new_pool()
+        self._lock = threading.Lock()
 
     def __enter__(self) -> "Workers":
         _ = self._pool.active  # asked, pebble starts the processes: sooner than with the first video
@@ -98,8 +96,23 @@ class Workers:
         while in_flight:
             yield outcome(*in_flight.popleft())
 
+    def _new_pool(self) -> ProcessPool:
+        return ProcessPool(
+            self._num_workers,
+            context=multiprocessing.get_context("spawn"),
+            initializer=video.limit_memory,
+            initargs=[self._memory_mb],
+        )
+
     def _start(self, function: Callable[..., _Value], arguments: Sequence[Any]) -> Future:
-        return self._pool.schedule(function, arguments, timeout=self._timeout_sec)
+        with self._lock:
+            if not self._pool.active:
+                # A process was killed while none had work, as by a system short of memory: to pebble that is
+                # the end of all of them.
+                self._pool.stop()
+                self._pool.join()
+                self._pool = self._new_pool()
+            return self._pool.schedule(function, arguments, timeout=self._timeout_sec)
 
     def _outcome(self, future: Future) -> Outcome[_Value]:
         try:
@@ -108,6 +121,8 @@ class Workers:
             return Outcome(None, _timed_out(self._timeout_sec))
         except ProcessExpired as error:
             return Outcome(None, _crashed(error.exitcode))
+        except BrokenProcessPool:
+            return Outcome(None, _crashed(None))
         except (video.VideoReadError, OSError, MemoryError) as error:
             return Outcome(None, _reason(error))
 
@@ -182,4 +197,5 @@ def _timed_out(timeout_sec: float) -> str:
 
 
 def _crashed(exit_code: int | None) -> str:
-    return f"crashed the decoder (exit code {exit_code})"
+    """None: it was another decoder than its own."""
+    return "crashed the decoder" + (f" (exit code {exit_code})" if exit_code is not None else "")
