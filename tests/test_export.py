@@ -177,7 +177,16 @@ def test_frames_of_any_size_become_the_converter_s(
     (expected,) = export.input_pipeline.centre_view(stored, clip.model_spec()).numpy()
     # PNG, which the operation reads too, so that all that differs is the resizing.
     found = export._stored_frame(tf.constant(video.encode_frame(whole, "png")), clip).numpy()
-    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+    difference = np.abs(found.astype(int) - expected.astype(int))
+    # OpenCV counts with fewer digits: about an eighth of the numbers is rounded the other way.
+    assert difference.max() <= 1 and difference.mean() < 0.2
+
+
+def test_jpeg_files_are_decoded_as_in_training() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    file = tf.constant(video.encode_frame(noise, "jpeg"))
+    (expected,) = records.decode_frames(file[tf.newaxis], "jpeg", 32, 32).numpy()
+    assert (export._stored_frame(file, CLIP).numpy() == expected).all()
 
 
 @pytest.mark.parametrize(("head", "quantization"), [("motion", "none"), ("notebook", "dynamic_range")])
