@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import benchmark
 import measure_input
 import measure_training
 from synthetic import write_class_folders
@@ -41,10 +42,10 @@ def run_benchmark(name: str, video_dir: Path, *more: str) -> tuple[list[dict], s
 
 
 def checked_rows(table: Path, printed: str) -> list[dict]:
-    rows = json.loads(table.read_text())
+    rows = json.loads(table.read_text())["rows"]
     for row in rows:
         assert list(row) == [
-            "what", "unit", "against", "ours", "theirs", "ratio", "ratio_min", "ratio_max",
+            "benchmark", "what", "unit", "against", "ours", "theirs", "ratio", "ratio_min", "ratio_max",
         ]  # fmt: skip
         assert row["ratio_min"] == row["ratio"] == row["ratio_max"] == row["ours"] / row["theirs"]
         assert f"{row['against']}, {row['unit']}\n" in printed
@@ -71,6 +72,36 @@ def test_decode_measures_against_floor_notebook_and_the_peers_that_are_there(
     assert missing == [
         "decord is not installed; its rows are left out. pip install '.[benchmark]' brings it."
     ]
+
+
+def test_all_are_measured_on_videos_made_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    asked = []
+
+    def fake(name: str) -> Callable[..., Iterator[dict]]:
+        def measured(*arguments: Any) -> Iterator[dict]:
+            asked.append((name, arguments))
+            yield measure_input.row(name, "ms", "nothing", [(1.0, 2.0), (3.0, 2.0), (5.0, 2.0)])
+
+        return measured
+
+    monkeypatch.setattr(measure_input, "installed_loader", lambda: None)
+    for name in ("decode", "convert", "input"):
+        monkeypatch.setattr(measure_input, f"benchmark_{name}", fake(name))
+    for name in ("model", "train"):
+        monkeypatch.setattr(measure_training, f"benchmark_{name}", fake(name))
+    load = benchmark.Load(repeats=3, num_frames=8, image_size=64, clips=1, num_videos=(3, 2))
+    rows = benchmark.measure_and_print(benchmark.NAMES, None, load, tmp_path)
+    assert [name for name, _ in asked] == ["decode", "convert", "input", "model", "train"]
+    assert [row["benchmark"] for row in rows] == [row["what"] for row in rows] == list(benchmark.NAMES)
+    assert (rows[0]["ratio"], rows[0]["ratio_min"], rows[0]["ratio_max"]) == (1.5, 0.5, 2.5)
+    (paths, _, repeats), (_, videos, clip, _) = asked[0][1], asked[4][1]
+    assert (len(paths), repeats, len(videos), clip.sampling) == (3, 3, 2, "head")
+    read = video.read_clip(paths[0], ClipConfig(num_frames=200, image_size=64))
+    assert len(read.frames) == 180
+    assert np.abs(np.diff(read.frames.astype(int), axis=0)).mean() > 2  # they move
+    assert capsys.readouterr().out.splitlines()[1].startswith("decode: 3 videos")
 
 
 def test_convert_measures_time_start_up_and_memory(few_videos: Path) -> None:
@@ -275,7 +306,7 @@ def test_train_measures_epochs_and_the_notebooks_job(few_videos: Path) -> None:
         assert sum(part[side] for part in parts) == pytest.approx(whole[side])
     # Nine later epochs are in the ten; so are the first, and what comes after it.
     assert 9 * epoch["theirs"] < 2 * parts[2]["ours"]
-    assert printed.startswith("4 videos, 12 frames of each, 32 px, ")
+    assert "\n\ntrain: 4 videos, 12 frames, 32 px\n" in printed
     assert max(map(len, printed.splitlines())) <= 110
 
 

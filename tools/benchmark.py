@@ -5,7 +5,11 @@
     python tools/benchmark.py input --video_dir=/data/some_of_UCF-101
     python tools/benchmark.py model --clips=1
     python tools/benchmark.py train --video_dir=/data/eight_of_UCF-101
+    python tools/benchmark.py all --json=ledger.json [--quick]
 
+all: each of them in turn, on made-up videos where no --video_dir is given: of the size of UCF101's, 96 of
+them, and 8 for train. --quick takes small frames, few of them, and one round: three minutes, to see
+whether all is well rather than to compare.
 decode: CPU time per clip. Reading and encoding, against the floor: the bare grabbing of the frames up to the
 last wanted one plus the bare encoding of the kept ones. Reading alone, against PyAV and decord (which
 `pip install '.[benchmark]'` brings), told which frames and held to one thread; and against the notebook's
@@ -43,8 +47,11 @@ no GPU: a round passes their frames through VGG16 twice. A round of model passes
 """
 
 import json
+import os
 import platform
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -56,10 +63,11 @@ import cli
 import measure_input
 import measure_training
 from vidpipe.config import ClipConfig, ManifestConfig
-from vidpipe.manifest import VideoRow, read_manifest
+from vidpipe.manifest import read_manifest
 
-_VIDEO_DIR = flags.DEFINE_string("video_dir", None, "Videos in class folders; model needs none.")
+_VIDEO_DIR = flags.DEFINE_string("video_dir", None, "Videos in class folders; model and all need none.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Rounds over the work; each gives one ratio.", lower_bound=1)
+_QUICK = flags.DEFINE_bool("quick", False, "With all: one round over little.")
 _JSON = flags.DEFINE_string("json", None, "Write the table here too.")
 _IMAGE_SIZE = flags.DEFINE_integer(
     "image_size", ClipConfig.image_size, "Of model and train: side of the frames, pixels.", lower_bound=32
@@ -70,58 +78,117 @@ _NUM_FRAMES = flags.DEFINE_integer(
 _CLIPS = flags.DEFINE_integer("clips", 2, "Of model: clips per batch.", lower_bound=1)
 
 
-def measure(name: str, video_dir: str | None) -> Iterator[dict[str, Any]]:
-    """The rows of a benchmark, after a line that says on what they were measured."""
-    repeats, (num_frames, image_size) = _REPEATS.value, (_NUM_FRAMES.value, _IMAGE_SIZE.value)
+NAMES = ("decode", "convert", "input", "model", "train")
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much is measured.
+
+    Attributes:
+      repeats: rounds.
+      num_frames, image_size: of the clips of model and train.
+      clips: of a batch of model.
+      num_videos: made up for all; and for train.
+    """
+
+    repeats: int
+    num_frames: int
+    image_size: int
+    clips: int
+    num_videos: tuple[int, int] = (96, 8)
+
+
+def measure(name: str, video_dir: str | None, load: Load) -> Iterator[dict[str, Any]]:
+    """The rows of a benchmark, after a line that says on what they are measured."""
+    frames = f"{load.num_frames} frames, {load.image_size} px"
     if name == "model":
-        _print_head(f"{_CLIPS.value} clips of {num_frames} frames, {image_size} px", "TensorFlow", "Keras")
-        clip = ClipConfig(num_frames, image_size=image_size)
-        return measure_training.benchmark_model(_CLIPS.value, clip, repeats)
-    if video_dir is None:
-        cli.usage_error(f"{name} needs --video_dir")
+        print_head(f"model: batches of {load.clips} clips of {frames}")
+        clip = ClipConfig(load.num_frames, image_size=load.image_size)
+        return measure_training.benchmark_model(load.clips, clip, load.repeats)
+    assert video_dir is not None
     videos = read_manifest(ManifestConfig(video_dir, val_fraction=0))
     if name == "train":
-        what = f"{len(videos)} videos, {num_frames} frames of each, {image_size} px"
-        _print_head(what, "TensorFlow", "Keras")
-        clip = ClipConfig(num_frames, sampling="head", image_size=image_size)
-        return measure_training.benchmark_train(video_dir, videos, clip, repeats)
-    _print_head(f"{len(videos)} videos")
-    return _measure_input(name, video_dir, videos)
-
-
-def _measure_input(name: str, video_dir: str, videos: list[VideoRow]) -> Iterator[dict[str, Any]]:
-    repeats, paths = _REPEATS.value, [str(Path(video_dir) / video.path) for video in videos]
+        print_head(f"train: {len(videos)} videos, {frames}")
+        clip = ClipConfig(load.num_frames, sampling="head", image_size=load.image_size)
+        return measure_training.benchmark_train(video_dir, videos, clip, load.repeats)
+    paths = [str(Path(video_dir) / video.path) for video in videos]
+    peers = measure_input.installed_peers() if name == "decode" else {}
+    loader = measure_input.installed_loader() if name == "input" else None
+    print_head(f"{name}: {len(videos)} videos")
     if name == "decode":
-        return measure_input.benchmark_decode(paths, measure_input.installed_peers(), repeats)
+        return measure_input.benchmark_decode(paths, peers, load.repeats)
     if name == "input":
-        loader = measure_input.installed_loader()
-        return measure_input.benchmark_input(video_dir, paths, loader, repeats)
-    return measure_input.benchmark_convert(video_dir, paths, repeats)
+        return measure_input.benchmark_input(video_dir, paths, loader, load.repeats)
+    return measure_input.benchmark_convert(video_dir, paths, load.repeats)
 
 
-def _print_head(what: str, *packages: str) -> None:
-    versions = [f"{name} {metadata.version(name.lower())}" for name in packages]
-    print(", ".join([what, f"Python {platform.python_version()}", f"OpenCV {cv2.__version__}", *versions]))
+def machine() -> dict[str, Any]:
+    """What the measurements are made on, and with which versions."""
+    versions = {name: metadata.version(name.lower()) for name in ("TensorFlow", "Keras", "NumPy")}
+    return {
+        "processor": measure_input.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpus": measure_input.in_fresh_process(measure_training.gpu_names),
+        "versions": {"Python": platform.python_version(), "OpenCV": cv2.__version__} | versions,
+    }
+
+
+def measure_and_print(
+    names: Sequence[str], video_dir: str | None, load: Load, made_in: Path | None
+) -> list[dict[str, Any]]:
+    """The rows of some benchmarks. Without a video_dir, videos are made up in the folder `made_in`."""
+    rows = []
+    for name in names:
+        videos = video_dir
+        if videos is None and made_in is not None and name != "model":
+            videos = measure_input.make_videos(made_in, load.num_videos[name == "train"])
+        print()
+        for row in measure(name, videos, load):
+            print_row(row)
+            rows.append({"benchmark": name} | row)
+    return rows
+
+
+def print_head(what: str) -> None:
+    """What is measured on, and the heads of the columns."""
+    print(what)
+    print(f"{'':30}  {'ours':>8}  {'theirs':>8}  {'ratio (min to max)':>22}  against", flush=True)
+
+
+def print_row(row: dict[str, Any]) -> None:
+    """As it is made."""
+    ratio = f"{row['ratio']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+    print(
+        f"{row['what']:30}  {row['ours']:8.2f}  {row['theirs']:8.2f}  {ratio:>22}  "
+        f"{row['against']}, {row['unit']}",
+        flush=True,
+    )
 
 
 def main(arguments: list[str]) -> None:
     """Prints a row per measurement, as it is made."""
-    names = ("decode", "convert", "input", "model", "train")
-    if len(arguments) != 1 or arguments[0] not in names:
-        cli.usage_error(f"name one benchmark: {', '.join(names[:-1])} or {names[-1]}")
-    measured = measure(arguments[0], _VIDEO_DIR.value)
-    print(f"{'':30}  {'ours':>8}  {'theirs':>8}  {'ratio (min to max)':>22}  against", flush=True)
-    rows = []
-    for row in measured:
-        rows.append(row)
-        ratio = f"{row['ratio']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
-        print(
-            f"{row['what']:30}  {row['ours']:8.2f}  {row['theirs']:8.2f}  {ratio:>22}  "
-            f"{row['against']}, {row['unit']}",
-            flush=True,
-        )
+    if len(arguments) != 1 or arguments[0] not in (*NAMES, "all"):
+        cli.usage_error(f"name one benchmark: {', '.join(NAMES)} or all")
+    name = arguments[0]
+    if _QUICK.value and name != "all":
+        cli.usage_error("--quick goes with all")
+    if _VIDEO_DIR.value is None and name not in ("model", "all"):
+        cli.usage_error(f"{name} needs --video_dir")
+    load = Load(_REPEATS.value, _NUM_FRAMES.value, _IMAGE_SIZE.value, _CLIPS.value)
+    if _QUICK.value:
+        load = Load(repeats=1, num_frames=8, image_size=64, clips=1, num_videos=(12, 4))
+    on = machine()
+    gpus = ", ".join(on["gpus"]) or "no GPU"
+    versions = ", ".join(f"{package} {version}" for package, version in on["versions"].items())
+    print(f"{on['processor']}, {on['cores']} cores, {on['memory_gib']} GiB, {gpus}\n{versions}")
+    with tempfile.TemporaryDirectory() as folder:
+        names, made_in = (NAMES, Path(folder)) if name == "all" else ((name,), None)
+        rows = measure_and_print(names, _VIDEO_DIR.value, load, made_in)
     if _JSON.value is not None:
-        Path(_JSON.value).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps({"machine": on, "rows": rows}, indent=2) + "\n"
+        Path(_JSON.value).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

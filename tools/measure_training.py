@@ -217,6 +217,15 @@ def bare_convolutions(
     return (forward_and_backward if trained else forward), (images,)
 
 
+def gpu_names() -> list[str]:
+    """Of the GPUs that TensorFlow sees."""
+    cli.load_tensorflow()
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    return [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
+
+
 def _prepare() -> str:
     """Does what a run does before it builds its model; returns the dtype policy."""
     cli.load_tensorflow()
