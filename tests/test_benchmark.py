@@ -86,6 +86,7 @@ def test_all_are_measured_on_videos_made_for_it(
 
         return measured
 
+    monkeypatch.setattr(measure_input, "installed_peers", dict)
     monkeypatch.setattr(measure_input, "installed_loader", lambda: None)
     for name in ("decode", "convert", "input"):
         monkeypatch.setattr(measure_input, f"benchmark_{name}", fake(name))

@@ -415,7 +415,15 @@ def test_an_address_that_cannot_be_had(host: str, port: int) -> None:
 def test_the_tool_ends_by_control_c_and_by_a_port_in_use(served: Served) -> None:
     command = [sys.executable, str(TOOLS / "serve.py"), f"--run_dir={served.run_dir}", "--port=0"]
     env = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env,
+        # Tests that run in a shell's background would hand on that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stderr is not None
     line = process.stderr.readline()
     assert line.startswith(f"{served.run_dir} is at http://127.0.0.1:"), line
