@@ -92,7 +92,12 @@ def test_tensorflow_alone_serves_the_saved_model(
     saved_model: Path, model: keras.Model, inputs: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     files = _as_jpeg(inputs)
-    np.savez(tmp_path / "inputs.npz", **inputs, jpeg=files.astype(bytes))
+    np.savez(
+        tmp_path / "inputs.npz",
+        frames=inputs["frames"],
+        mask=inputs["mask"],
+        jpeg=files.astype(bytes),
+    )
     script = """
 import sys
 sys.modules["keras"] = sys.modules["vidpipe"] = None
