@@ -94,11 +94,11 @@ def test_answers_are_kept(data: accuracy_table.Data, tmp_path: Path, monkeypatch
 
 
 def test_which_rows_a_dataset_has() -> None:
-    assert accuracy_table.chosen("head", ["notebook, shuffled", "motion"], False) == [
-        "notebook, shuffled",
+    assert accuracy_table.chosen("head", ["notebook shuffled", "motion"], False) == [
+        "notebook shuffled",
         "motion",
     ]
-    assert accuracy_table.chosen("uniform", ["notebook, shuffled", "motion"], False) == ["motion"]
+    assert accuracy_table.chosen("uniform", ["notebook shuffled", "motion"], False) == ["motion"]
     assert "block5" not in accuracy_table.chosen("uniform", None, False)
     assert accuracy_table.chosen("uniform", ["block5"], False) == ["block5"]
     assert accuracy_table.chosen("uniform", ["block5"], True) == []
@@ -106,15 +106,15 @@ def test_which_rows_a_dataset_has() -> None:
 
 def test_the_table_compares_with_the_better_row_of_the_notebook(capsys: pytest.CaptureFixture) -> None:
     found = {
-        "notebook, as listed, head": np.array([[0, 0, 0, 1], [0, 0, 0, 1]], bool),
-        "notebook, shuffled, head": np.array([[1, 1, 0, 0], [1, 1, 0, 1]], bool),
+        "notebook as listed, head": np.array([[0, 0, 0, 1], [0, 0, 0, 1]], bool),
+        "notebook shuffled, head": np.array([[1, 1, 0, 0], [1, 1, 0, 1]], bool),
         "motion, uniform": np.array([[1, 1, 1, 1], [1, 1, 1, 0]], bool),
     }
     table = accuracy_table.make_table(found)
     assert [row["mean"] for row in table] == [0.25, 0.625, 0.875]
     assert (table[2]["lowest"], table[2]["highest"]) == (0.75, 1)
     assert table[2]["standard_deviation"] == pytest.approx(np.sqrt(2) / 8)
-    assert {row["against"] for row in table} == {"notebook, shuffled, head"}
+    assert {row["against"] for row in table} == {"notebook shuffled, head"}
     assert table[1]["difference_ci95"] == (0, 0)
     assert table[2]["difference"] == 0.25
     low, high = table[2]["difference_ci95"]
@@ -122,7 +122,7 @@ def test_the_table_compares_with_the_better_row_of_the_notebook(capsys: pytest.C
     accuracy_table.print_table(table)
     printed = capsys.readouterr().out.splitlines()
     assert printed[3].split()[:6] == ["motion,", "uniform", "87.5", "75.0", "100.0", "17.7"]
-    assert printed[-1] == "2 seeds, 4 clips. Differences to: notebook, shuffled, head."
+    assert printed[-1] == "2 seeds, 4 clips. Differences to: notebook shuffled, head."
 
 
 def test_the_notebook_validates_on_the_end_of_its_list(

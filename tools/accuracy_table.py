@@ -6,10 +6,10 @@ r"""How accurate each way of training is on your videos, over several seeds and 
 The datasets are of the same videos, converted with one --sampling each. The features of all their clips
 are computed once, beside the records; every row is trained from them with the seeds 1 to --seeds.
 
-notebook, as listed: the method that vidpipe replaces, on its own sampling, head. Its head, Adam, ten epochs
+notebook as listed: the method that vidpipe replaces, on its own sampling, head. Its head, Adam, ten epochs
 of batches of 64, the last tenth of the training videos for validation, the weights of the lowest validation
 loss. The videos are listed class by class, so that this tenth is of one class.
-notebook, shuffled: the same from a shuffled list.
+notebook shuffled: the same from a shuffled list.
 probe: logistic regression on the mean absolute difference of successive frames' features. It has no seed.
 motion: as `train.py --recipe=frozen` trains it. notebook head: with --head=notebook.
 mean frame, frames shuffled: controls, without the order of the frames. The mean of their features alone; and
@@ -262,8 +262,8 @@ def shuffled_head(features: Any, mask: Any, dropout: float | None) -> Any:
 CONTROLS = {"mean_frame": mean_frame_head, "shuffled": shuffled_head}
 # By sampling-less name; the first two and the probe have samplings of their own.
 ROWS: dict[str, Fit] = {
-    "notebook, as listed": partial(fit_notebook, False),
-    "notebook, shuffled": partial(fit_notebook, True),
+    "notebook as listed": partial(fit_notebook, False),
+    "notebook shuffled": partial(fit_notebook, True),
     "probe": fit_probe,
     "mean frame": partial(fit_head, "mean_frame"),
     "frames shuffled": partial(fit_head, "shuffled"),
@@ -272,7 +272,7 @@ ROWS: dict[str, Fit] = {
     "block5": partial(fit_fine_tuned, "block5"),
     "block4": partial(fit_fine_tuned, "block4"),
 }
-_ONLY_HEAD = ("notebook, as listed", "notebook, shuffled")
+_ONLY_HEAD = ("notebook as listed", "notebook shuffled")
 _ONLY_NAMED = ("block5", "block4")
 
 
@@ -341,7 +341,7 @@ def make_table(found: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """A row for each way of training, from whether its clips were answered rightly, bool [seeds, N]."""
     from vidpipe.compare import bootstrap_interval
 
-    peers = [name for name in found if name.startswith("notebook, ")]
+    peers = [name for name in found if name.startswith(("notebook as", "notebook shuffled"))]
     best_peer = max(peers, key=lambda name: float(found[name].mean()), default=None)
     table = []
     for name, right in found.items():
