@@ -341,7 +341,7 @@ def make_table(found: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """A row for each way of training, from whether its clips were answered rightly, bool [seeds, N]."""
     from vidpipe.compare import bootstrap_interval
 
-    peers = [name for name in found if name.startswith(("notebook as", "notebook shuffled"))]
+    peers = [name for name in found if name.startswith(_ONLY_HEAD)]
     best_peer = max(peers, key=lambda name: float(found[name].mean()), default=None)
     table = []
     for name, right in found.items():
