@@ -351,8 +351,8 @@ def make_table(found: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
             "lowest": float(by_seed.min()), "highest": float(by_seed.max()),
             "standard_deviation": float(by_seed.std(ddof=1)),
         }  # fmt: skip
-        if best_peer is not None:
-            theirs = found[best_peer].mean(axis=0)
+        if best_peer not in (None, name):
+            theirs = found[str(best_peer)].mean(axis=0)
             row["against"] = best_peer
             row["difference"] = float((right.mean(axis=0) - theirs).mean())
             row["difference_ci95"] = bootstrap_interval(right.mean(axis=0), theirs)
@@ -374,9 +374,8 @@ def print_table(table: list[dict[str, Any]]) -> None:
             low, high = (100 * bound for bound in row["difference_ci95"])
             line += f"   {100 * row['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
         print(line)
-    first = table[0]
-    against = f" Differences to: {first['against']}." if "against" in first else ""
-    print(f"{first['seeds']} seeds, {first['clips']} clips.{against}")
+    against = next((f" Differences to: {row['against']}." for row in table if "against" in row), "")
+    print(f"{table[0]['seeds']} seeds, {table[0]['clips']} clips.{against}")
 
 
 if __name__ == "__main__":
