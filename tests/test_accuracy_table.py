@@ -1,5 +1,6 @@
 """The table of accuracies: rows are the runs they say, controls know no order, folds part no group."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import accuracy_table
@@ -7,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from vidpipe import evaluate, model, train
+from vidpipe import evaluate, model, shards, train
 from vidpipe.config import RECIPES
 from vidpipe.feature_cache import FeatureTable
 
@@ -91,6 +92,20 @@ def test_answers_are_kept(data: accuracy_table.Data, tmp_path: Path, monkeypatch
         assert accuracy_table.answers("motion", data, tmp_path / "1", 1, False).all()
         assert not accuracy_table.answers("motion", data, tmp_path / "2", 2, False).any()
     assert asked == [(1, tmp_path / "1/run"), (2, tmp_path / "2/run")]
+
+
+def test_answers_are_of_one_backbone(data: accuracy_table.Data) -> None:
+    other = {split: replace(table, features=table.features + 1) for split, table in data.tables.items()}
+    keys = {accuracy_table.key_of(each) for each in (data, replace(data, tables=other), data)}
+    assert len(keys) == 2
+
+
+def test_other_test_videos_are_refused(data_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracy_table.check_same_videos([data_dir, data_dir])
+    videos = {"a": [{"video_id": "1"}, {"video_id": "2"}], "b": [{"video_id": "1"}]}
+    monkeypatch.setattr(shards, "clip_rows", lambda folder, split: videos[folder])
+    with pytest.raises(accuracy_table.TableError, match="b has other test videos than a"):
+        accuracy_table.check_same_videos(["a", "b"])
 
 
 def test_which_rows_a_dataset_has() -> None:

@@ -28,6 +28,7 @@ the seeds. It says how much other clips might have changed the difference, not o
 """
 
 import csv
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +41,7 @@ import numpy as np
 from absl import flags
 
 import cli
-from vidpipe.config import RECIPES, ModelConfig, OptimizerConfig, TrainConfig
+from vidpipe.config import RECIPES, ModelConfig, OptimizerConfig, TrainConfig, fingerprint
 from vidpipe.spec import VidpipeError
 
 if TYPE_CHECKING:
@@ -301,6 +302,26 @@ def chosen(sampling: str, wanted: Sequence[str] | None, cross_validate: bool) ->
     return [name for name in ROWS if (wanted is None or name in wanted) and name not in left_out]
 
 
+def check_same_videos(data_dirs: Sequence[str]) -> None:
+    """Refuses datasets whose test clips cannot be compared one by one.
+
+    Raises:
+      TableError: one has other test videos than the first.
+    """
+    from vidpipe import shards
+
+    videos = [[row["video_id"] for row in shards.clip_rows(each, "test")] for each in data_dirs]
+    for data_dir, found in zip(data_dirs, videos, strict=True):
+        if found != videos[0]:
+            raise TableError(f"{data_dir} has other test videos than {data_dirs[0]}. Convert the same lists.")
+
+
+def key_of(data: Data) -> str:
+    """Names what answers are kept for: the clips and, by what it makes of them, the backbone."""
+    digests = [hashlib.sha256(table.features.tobytes()).hexdigest() for table in data.tables.values()]
+    return fingerprint([data.info.fingerprint, digests])[:16]
+
+
 def main(arguments: list[str]) -> None:
     """Runs the rows, printing each as it is done, then the differences."""
     cli.no_arguments(arguments)
@@ -308,25 +329,19 @@ def main(arguments: list[str]) -> None:
     if unknown:
         cli.usage_error(f"there is no row {unknown[0]}; there are {'; '.join(ROWS)}")
     cli.load_tensorflow()
-    from vidpipe import model, shards
+    from vidpipe import model
 
     model.HEADS.update(CONTROLS)
     for module in ("backbone", "feature_cache", "train", "loop"):
         logging.getLogger(f"vidpipe.{module}").setLevel(logging.WARNING)
     found: dict[str, np.ndarray] = {}
-    first_videos: list[str] | None = None
+    check_same_videos(_DATA_DIR.value)
     for data_dir in _DATA_DIR.value:
-        videos = [row["video_id"] for row in shards.clip_rows(data_dir, "test")]
-        first_videos = first_videos or videos
-        if videos != first_videos:
-            raise TableError(
-                f"{data_dir} has other test videos than {_DATA_DIR.value[0]}. Convert the same lists."
-            )
         data = read_data(data_dir, _WEIGHTS.value)
         for row in chosen(data.info.clip.sampling, _ROWS.value, _CROSS_VALIDATE.value):
             name = f"{row}, {data.info.clip.sampling}"
             for seed in range(1, _SEEDS.value + 1):
-                folder = Path(_WORK_DIR.value, data.info.fingerprint[:16], row, str(seed))
+                folder = Path(_WORK_DIR.value, key_of(data), row, str(seed))
                 right = answers(row, data, folder, seed, _CROSS_VALIDATE.value)
                 found[name] = np.vstack([found[name], right]) if name in found else right[np.newaxis]
                 _log.info("%s, seed %d: %.3f of %d clips", name, seed, right.mean(), len(right))
