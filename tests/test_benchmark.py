@@ -45,7 +45,8 @@ def checked_rows(table: Path, printed: str) -> list[dict]:
     rows = json.loads(table.read_text())["rows"]
     for row in rows:
         assert list(row) == [
-            "benchmark", "what", "unit", "against", "ours", "theirs", "ratio", "ratio_min", "ratio_max",
+            "benchmark", "what", "unit", "against", "ours", "per_sec", "theirs", "ratio", "ratio_min",
+            "ratio_max",
         ]  # fmt: skip
         assert row["ratio_min"] == row["ratio"] == row["ratio_max"] == row["ours"] / row["theirs"]
         assert f"{row['against']}, {row['unit']}\n" in printed
@@ -67,7 +68,7 @@ def test_decode_measures_against_floor_notebook_and_the_peers_that_are_there(
         ("read, head", "the notebook's loader"),
     ]
     assert all(row["ours"] > 0 and row["theirs"] > 0 for row in rows)
-    assert max(map(len, printed.splitlines())) <= 110
+    assert max(map(len, printed.splitlines())) <= 120
     missing = [line for line in printed.splitlines() if "decord" in line]
     assert missing == [
         "decord is not installed; its rows are left out. pip install '.[benchmark]' brings it."
@@ -97,7 +98,7 @@ def test_all_are_measured_on_videos_made_for_it(
     assert [name for name, _ in asked] == ["decode", "convert", "input", "model", "train"]
     assert [row["benchmark"] for row in rows] == [row["what"] for row in rows] == list(benchmark.NAMES)
     assert (rows[0]["ratio"], rows[0]["ratio_min"], rows[0]["ratio_max"]) == (1.5, 0.5, 2.5)
-    (paths, _, repeats), (_, videos, clip, _) = asked[0][1], asked[4][1]
+    (paths, _, repeats), (_, videos, clip, *_) = asked[0][1], asked[4][1]
     assert (len(paths), repeats, len(videos), clip.sampling) == (3, 3, 2, "head")
     read = video.read_clip(paths[0], ClipConfig(num_frames=200, image_size=64))
     assert len(read.frames) == 180
@@ -137,7 +138,7 @@ def test_input_measures_against_bare_decoding_one_core_and_jpeg(
         ("input, raw, 2 cores", "jpeg", "wall ms/clip"),
     ]
     assert all(row["ours"] > 0 and row["theirs"] > 0 for row in rows)
-    assert max(map(len, printed.splitlines())) <= 110
+    assert max(map(len, printed.splitlines())) <= 120
     peers = [line for line in printed.splitlines() if "PyTorch" in line]
     if importlib.util.find_spec("av"):
         assert peers == [
@@ -210,20 +211,67 @@ def test_model_measures_against_time_distributed_and_bare_convolutions(
     in_this_process: None,
 ) -> None:
     clip = ClipConfig(num_frames=2, image_size=32)
-    rows = list(measure_training.benchmark_model(num_clips=1, clip=clip, repeats=1))
+    rows = list(measure_training.benchmark_model(num_clips=2, clip=clip, repeats=1, on_gpu=False))
     clocks = ["wall"] if tf.config.list_physical_devices("GPU") else ["wall", "CPU"]
+
+    def against(of: str, *others: str) -> list[tuple[str, ...]]:
+        steps = [(f"step, {of}, float32", other, f"{clock} ms/clip") for other in others for clock in clocks]
+        return [*steps, (f"memory, {of}, float32", "the estimate", "MiB")]
+
     assert [(row["what"], row["against"], row["unit"]) for row in rows] == [
         ("first step, frozen", "TimeDistributed", "wall s"),
-        *[("step, frozen", "bare convolutions", f"{clock} ms/step") for clock in clocks],
-        *[("step, frozen", "TimeDistributed", f"{clock} ms/step") for clock in clocks],
-        *[("step, fine_tune=block5", "bare convolutions", f"{clock} ms/step") for clock in clocks],
-        *[("step, fine_tune=all", "bare convolutions", f"{clock} ms/step") for clock in clocks],
+        *against("frozen", "bare convolutions", "TimeDistributed", "matrix product"),
+        *against("block5", "bare convolutions", "matrix product"),
+        *against("all", "bare convolutions", "matrix product"),
     ]
     first, frozen = rows[:2]
     assert frozen["ours"] == rows[1 + len(clocks)]["ours"]
+    assert frozen["per_sec"] == 1000 / frozen["ours"] and first["per_sec"] is None
     # A first step has the model built and the step traced.
     assert 1000 * first["ours"] > 3 * frozen["ours"]
     assert all(row["ours"] > 0 and row["theirs"] > 0 for row in rows)
+
+
+def test_a_step_and_the_others_are_told_for_one_clip(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    spent = {"ours": 60.0, "bare convolutions": 30.0, "TimeDistributed": 90.0, "matrix product": 0.5}
+    called: list[str] = []
+
+    def fake_rounds(sides: dict[str, Callable], repeats: int) -> dict:
+        called.extend(sides)
+        for step in sides.values():
+            step()
+        return {name: {"wall": [spent[name]] * repeats} for name in sides}
+
+    monkeypatch.setattr(measure_training, "_in_rounds", fake_rounds)
+    measured = measure_training._later_steps("none", "float32", SPEC, num_clips=3, repeats=2, with_xla=True)
+    assert called == [*spent]
+    # VGG16's of two frames; 2 * 2048**3 take half a millisecond.
+    flops = 2 * 2 * 313_196_544
+    assert measured.clip_ms == {
+        ("bare convolutions", "wall"): [(20.0, 10.0)] * 2,
+        ("TimeDistributed", "wall"): [(20.0, 30.0)] * 2,
+        ("matrix product", "wall"): [(20.0, pytest.approx(0.5 * flops / (2 * 2048**3)))] * 2,
+    }
+    # On a CPU the steps are deterministic, and of pooling XLA has no such gradient.
+    assert capsys.readouterr().out.startswith(
+        "XLA cannot compile the next step, and its row is left out: GPU MaxPool gradient ops do not"
+    )
+
+
+def test_the_lstm_is_kept_off_cudnn_on_one_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    build = keras.layers.LSTM.build
+
+    def noting(self: keras.layers.LSTM, sequences_shape: Any, initial_state_shape: Any = None) -> None:
+        asked.append(self)
+        build(self, sequences_shape, initial_state_shape)
+
+    monkeypatch.setattr(keras.layers.LSTM, "build", noting)
+    ((ours, theirs),) = measure_training._head_steps("float32", SPEC, num_clips=2, repeats=1)
+    assert ours > 0 and theirs > 0
+    assert [layer.use_cudnn for layer in asked] == ["auto", False]
 
 
 SPEC = ClipConfig(num_frames=2, image_size=32).model_spec()
@@ -269,6 +317,22 @@ def test_the_floor_has_the_convolutions_of_a_step_on_the_same_frames(
         assert all(np.any(gradient) for gradient in gained)
 
 
+@pytest.mark.parametrize(
+    ("fine_tune", "expected"),
+    [
+        # VGG16 has 15.35 billion multiplications at 224 px (Simonyan and Zisserman, 2015).
+        ("none", 2 * 15_346_630_656),
+        # The last three convolutions, 14 x 14 x 9 x 512 x 512 each; the lowest passes no gradient on.
+        ("block5", 2 * (15_346_630_656 + 5 * 462_422_016)),
+        ("all", 2 * (3 * 15_346_630_656 - 224 * 224 * 3 * 9 * 64)),
+    ],
+)
+def test_the_operations_of_a_step_are_those_of_vgg16(fine_tune: str, expected: int) -> None:
+    spec = ClipConfig(num_frames=1).model_spec()
+    fused = measure_training.build_fused(ModelConfig(backbone_weights="none", fine_tune=fine_tune), spec)
+    assert measure_training.step_flops(fused.get_layer("backbone"), num_frames=7) == 7 * expected
+
+
 def test_a_step_counts_all_frames_as_real() -> None:
     _, (inputs, label, weight, _) = measure_training.training_step(
         keras.Sequential([keras.Input([1]), keras.layers.Dense(1)]), ModelConfig(), "float32",
@@ -299,8 +363,10 @@ def test_train_measures_epochs_and_the_notebooks_job(few_videos: Path) -> None:
         ("features", "the notebook", "wall ms/clip"),
         ("10 epochs", "the notebook", "wall ms/clip"),
         ("from videos to weights", "the notebook", "wall ms/clip"),
+        ("waiting for JPEG, frozen", "the epoch", "wall ms/clip"),
     ]
-    epoch, steps, *parts, whole = rows
+    epoch, steps, *parts, whole, wait = rows
+    assert wait["ratio"] < 1
     for side in ("ours", "theirs"):
         assert all(row[side] > 0 for row in rows)
         assert epoch[side] > steps[side]
@@ -308,7 +374,7 @@ def test_train_measures_epochs_and_the_notebooks_job(few_videos: Path) -> None:
     # Nine later epochs are in the ten; so are the first, and what comes after it.
     assert 9 * epoch["theirs"] < 2 * parts[2]["ours"]
     assert "\n\ntrain: 4 videos, 12 frames, 32 px\n" in printed
-    assert max(map(len, printed.splitlines())) <= 110
+    assert max(map(len, printed.splitlines())) <= 120
 
 
 def test_train_compares_equal_work_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +383,7 @@ def test_train_compares_equal_work_only(monkeypatch: pytest.MonkeyPatch) -> None
         measure_training, "in_fresh_process", lambda run, *_: measure_training.Job(1, 1, 1, jobs[run])
     )
     with pytest.raises(measure_training.UnequalWorkError, match="of 79 frames, the notebook those of 80"):
-        next(measure_training.benchmark_train("videos", [], ClipConfig(), 1))
+        next(measure_training.benchmark_train("videos", [], ClipConfig(), 1, on_gpu=False))
 
 
 def test_ours_and_theirs_come_first_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -256,8 +256,8 @@ def test_what_a_run_left_is_in_the_report_and_what_is_damaged_is_not(
 ) -> None:
     shutil.copy(run_dir / "model.keras", tmp_path)
     (tmp_path / "config.json").write_text('{"epochs": 2, "model": {"head": "motion"}}')
-    columns = "epoch,loss,accuracy,val_loss,val_accuracy,learning_rate,seconds,data_wait\n"
-    (tmp_path / "history.csv").write_text(columns + "1,2.5,0.25,,,0.001,9,0\n")
+    columns = "epoch,loss,accuracy,val_loss,val_loss_error,val_accuracy,learning_rate,seconds,data_wait\n"
+    (tmp_path / "history.csv").write_text(columns + "1,2.5,0.25,,,,0.001,9,0\n")
     evaluate.evaluate(str(tmp_path), data_dir, "test", cache_dir="my copies")
     (tmp_path / "config.json").write_text("{")
     (tmp_path / "history.csv").write_text("epoch,loss\n1,2.5\n")
@@ -276,6 +276,7 @@ def test_what_a_run_left_is_in_the_report_and_what_is_damaged_is_not(
             "loss": 2.5,
             "accuracy": 0.25,
             "val_loss": None,
+            "val_loss_error": None,
             "val_accuracy": None,
             "learning_rate": 0.001,
         }

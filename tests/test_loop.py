@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -100,9 +101,23 @@ def test_no_lower_loss_for_a_while_ends_the_run(
     tmp_path: Path, train_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([3.0, 2.0, 2.5, 2.0, 1.0])
-    monkeypatch.setattr(loop._Validation, "loss", property(lambda _: next(losses)))
+    monkeypatch.setattr(loop._Validation, "losses", property(lambda _: np.full(4, next(losses))))
     result = train.train(train_config(tmp_path, epochs=5, patience=2))
-    assert (result.metrics["best_epoch"], result.metrics["epochs"], result.metrics["val_loss"]) == (2, 4, 2.0)
+    assert (result.metrics["kept_epoch"], result.metrics["epochs"], result.metrics["val_loss"]) == (4, 4, 2.0)
+
+
+def test_the_last_epoch_within_an_error_of_the_lowest_loss_is_kept(
+    tmp_path: Path, train_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of losses 0 and 2 * mean, the standard error is the mean's: the lowest is 1 +- 1."""
+    means = iter([4.0, 1.0, 1.75, 2.25])
+    monkeypatch.setattr(loop._Validation, "losses", property(lambda _: np.array([0, 2]) * next(means)))
+    save = mock.Mock(wraps=loop.save_model)
+    monkeypatch.setattr(loop, "save_model", save)
+    result = train.train(train_config(tmp_path, epochs=4))
+    assert (result.metrics["kept_epoch"], result.metrics["val_loss"]) == (3, 1.75)
+    assert result.metrics["val_loss_error"] == pytest.approx(1.75)
+    assert save.call_count == 3
 
 
 def test_checkpoints_are_kept_as_many_as_asked_for(tmp_path: Path, train_config: MakeConfig) -> None:
@@ -136,7 +151,7 @@ def test_what_validation_found_by_hand() -> None:
         np.array([0, 0, 1, 2], np.int32),
         np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.6, 0.2], [0.3, 0.4, 0.3]], np.float32)),
     )
-    assert validation.loss == pytest.approx(-np.mean(np.log([0.5, 0.1, 0.6, 0.3])), rel=1e-6)
+    np.testing.assert_allclose(validation.losses, -np.log([0.5, 0.1, 0.6, 0.3]), rtol=1e-6)
     assert validation.accuracy == 0.5
     assert validation.confusion.tolist() == [[1, 1, 0], [0, 1, 0], [0, 1, 0]]
 

@@ -28,10 +28,18 @@ HISTORY = [
         "loss": 2.5,
         "accuracy": 0.2,
         "val_loss": 1.25,
+        "val_loss_error": 0.25,
         "val_accuracy": 0.625,
         "learning_rate": 1e-3,
     },
-    {"epoch": 2, "loss": 1.5, "accuracy": 0.7, "val_loss": 1.5, "val_accuracy": 0.75, "learning_rate": 5e-4},
+    {
+        "epoch": 2,
+        "loss": 1.5,
+        "accuracy": 0.7,
+        "val_loss": 1.625,
+        "val_accuracy": 0.75,
+        "learning_rate": 5e-4,
+    },
 ]
 
 
@@ -178,7 +186,10 @@ def test_the_findings_are_told_in_words(opened: webdriver.Chrome, small: page.Ev
     learning, scores, sure = (
         image.get_attribute("alt") for image in opened.find_elements(By.TAG_NAME, "img")[:3]
     )
-    assert learning == "The best of 2 epochs was number 1: validation loss 1.250, accuracy 62.5\u00a0%."
+    assert learning == (
+        "Kept is epoch 1 of 2, the last whose validation loss is within a standard error of the lowest: "
+        "1.250, accuracy 62.5\u00a0%."
+    )
     areas = {row["class"]: row["average_precision"] for row in small.metrics["per_class"][:-1]}
     worst, best = min(areas, key=areas.__getitem__), max(areas, key=areas.__getitem__)
     assert scores == (

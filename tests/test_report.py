@@ -16,19 +16,40 @@ from vidpipe import report
 NONE_OF_ROW, HALF_OF_ROW, ALL_OF_ROW = (247, 251, 255), (106, 174, 214), (8, 48, 107)
 
 
-def _history(num_epochs: int, best_epoch: int | None = None) -> list[dict[str, Any]]:
-    """Rows whose validation loss is 1 + the distance to the best epoch; without one, no validation."""
+def _history(num_epochs: int, kept_epoch: int | None = None) -> list[dict[str, Any]]:
+    """Rows whose validation loss is 1 + the distance to the kept epoch; without one, no validation."""
     return [
         {
             "epoch": epoch,
             "loss": 2 / epoch,
             "accuracy": epoch / num_epochs,
-            "val_loss": None if best_epoch is None else 1 + abs(epoch - best_epoch),
-            "val_accuracy": None if best_epoch is None else 0.5 / epoch,
+            "val_loss": None if kept_epoch is None else 1 + abs(epoch - kept_epoch),
+            "val_loss_error": None if kept_epoch is None else 0.5,
+            "val_accuracy": None if kept_epoch is None else 0.5 / epoch,
             "learning_rate": 0.001 * epoch,
         }
         for epoch in range(1, num_epochs + 1)
     ]
+
+
+@pytest.mark.parametrize(
+    ("losses", "errors", "expected"),
+    [
+        ([0.7], [0.0], 1),
+        ([0.9, 0.5, 0.75, 0.76], [0.01, 0.25, 0.01, 9.0], 3),  # of the lowest, not of the others
+        ([0.9, 0.5, 0.75, 0.4, 0.5], [0.1, 0.5, 0.1, 0.05, 0.1], 4),  # a new lowest is one to keep
+        ([0.5, 0.6, 0.7, 0.55], [0.1, 0.1, 0.1, 0.1], 4),  # again within it
+        ([None, None], [None, None], 2),
+    ],
+)
+def test_the_kept_epoch_is_the_last_within_an_error_of_the_lowest(
+    losses: list[float | None], errors: list[float | None], expected: int
+) -> None:
+    history = [
+        {"epoch": epoch, "val_loss": loss, "val_loss_error": error}
+        for epoch, (loss, error) in enumerate(zip(losses, errors, strict=True), 1)
+    ]
+    assert report.kept_epoch(history)["epoch"] == expected
 
 
 @pytest.fixture
@@ -46,27 +67,27 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("num_epochs", "best_epoch"), [(1, 1), (3, 2), (30, 30), (300, 1), (1, None), (5, None)]
+    ("num_epochs", "kept_epoch"), [(1, 1), (3, 2), (30, 30), (300, 1), (1, None), (5, None)]
 )
 def test_the_curves_are_the_history(
-    drawn: list[Any], tmp_path: Path, num_epochs: int, best_epoch: int | None
+    drawn: list[Any], tmp_path: Path, num_epochs: int, kept_epoch: int | None
 ) -> None:
-    history = _history(num_epochs, best_epoch)
+    history = _history(num_epochs, kept_epoch)
     report.learning_curves(history, tmp_path / "curves.png")
     assert tf.io.decode_png((tmp_path / "curves.png").read_bytes()).shape == (792, 880, 4)
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
     loss, accuracy, rate = drawn[0].axes
-    best = history[(best_epoch or num_epochs) - 1]
-    word, kinds = ("last", [""]) if best_epoch is None else ("best", ["", "val_"])
+    kept = history[(kept_epoch or num_epochs) - 1]
+    kinds = [""] if kept_epoch is None else ["", "val_"]
     for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
         *curves, ring, line = axes.lines
         for curve, kind in zip(curves, kinds, strict=True):
             assert curve.get_xydata().tolist() == [[row["epoch"], row[kind + name]] for row in history]
             assert curve.get_label() == (kind.rstrip("_") or "train")
-        assert ring.get_xydata().tolist() == [[best["epoch"], best[kinds[-1] + name]]]
-        assert line.get_xdata() == [best["epoch"], best["epoch"]]
+        assert ring.get_xydata().tolist() == [[kept["epoch"], kept[kinds[-1] + name]]]
+        assert line.get_xdata() == [kept["epoch"], kept["epoch"]]
         marked = f"{kinds[-1]}{name}".replace("_", " ")
-        assert axes.get_title() == f"{word} epoch {best['epoch']}: {marked} {best[kinds[-1] + name]:.3f}"
+        assert axes.get_title() == f"kept epoch {kept['epoch']}: {marked} {kept[kinds[-1] + name]:.3f}"
         assert [text.get_text() for text in axes.get_legend().texts] == ["train", "val"][: len(kinds)]
     assert rate.lines[0].get_xydata().tolist() == [[row["epoch"], row["learning_rate"]] for row in history]
     assert all(tick == round(tick) for tick in rate.get_xticks())

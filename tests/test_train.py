@@ -77,8 +77,9 @@ def test_a_run_leaves_its_papers(finished: Path) -> None:
     assert tuple(history[0]) == loop.HISTORY_COLUMNS
     metrics = json.loads((finished / "metrics.json").read_text())
     losses = [float(row["val_loss"]) for row in history]
-    assert metrics["best_epoch"] == 1 + losses.index(min(losses))
-    assert metrics["val_loss"] == min(losses)
+    limit = min(losses) + float(history[losses.index(min(losses))]["val_loss_error"])
+    assert metrics["kept_epoch"] == max(place for place, loss in enumerate(losses, 1) if loss <= limit)
+    assert metrics["val_loss"] == losses[metrics["kept_epoch"] - 1]
     assert list((finished / "tensorboard").glob("events*"))
     # 8 clips in batches of 3, 3 epochs
     assert sorted(path.name for path in (finished / "checkpoints").iterdir())[-1] == "step-00000009.npz"
@@ -91,7 +92,7 @@ def test_a_run_leaves_its_papers(finished: Path) -> None:
 def test_the_history_s_numbers_are_those_of_the_model(
     finished: Path, data_dir: str, info: shards.DatasetInfo
 ) -> None:
-    """val_loss of the best epoch, computed again from model.keras by plain Keras."""
+    """val_loss of the kept epoch, computed again from model.keras by plain Keras."""
     best = json.loads((finished / "metrics.json").read_text())
     loaded, _ = model.load_model(finished / "model.keras")
     loaded.compile(
@@ -217,7 +218,7 @@ def test_without_validation_the_last_epoch_s_model_is_kept(
         shards, "read_info", lambda _: shards.DatasetInfo(**{**info.__dict__, "splits": without})
     )
     result = train.train(train_config(tmp_path / "run", epochs=2))
-    assert (result.metrics["best_epoch"], result.metrics["val_loss"]) == (2, None)
+    assert (result.metrics["kept_epoch"], result.metrics["val_loss"]) == (2, None)
 
 
 @pytest.mark.parametrize("poisoned", [0, 5, 7])

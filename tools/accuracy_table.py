@@ -17,7 +17,7 @@ the motion head on frames in an order that means nothing (of a hash of their fea
 block5, block4: fine-tuned with `--recipe=fine_tune --augment=flip` from the motion run of the same seed. They
 pass frames through the backbone in every epoch, for which there should be a GPU; --rows must name them.
 
-Rows are trained on train, their best epoch is chosen on val, and what is counted is test. With
+Rows are trained on train, which epoch is kept is decided on val, and what is counted is test. With
 --cross_validate test is left alone: train and val together are cut into five parts that share no group,
 and each is predicted by a model that was trained on the others, to its last epoch; a seed cuts in its own
 way. Decide by that, and look at test once.

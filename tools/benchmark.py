@@ -23,14 +23,18 @@ folder (4 MB a clip). An epoch has every clip ten times, so that its start weigh
 on one core, all threads, against the floor: bare decode_jpeg of the same bytes on that core. Wall time per
 clip on two cores, against one; against PyTorch's DataLoader with two workers on the same two cores, which
 decodes the source videos with PyAV, told which frames; and of raw frames, against JPEG.
-model: training steps on random frames, weights and labels, in the precision that a run would choose; it needs
-no data. The first step, in a fresh process for each side, with TensorFlow loaded: building the model, tracing
-the step, and taking it; against the same model in which keras.layers.TimeDistributed applies VGG16. Later
-steps, in turn in one process: with a frozen backbone (and no stored features), against the same peer; and
-with a frozen backbone, with fine_tune=block5, and with all of it trained, against the floor: the bare
-convolutions of the same frames. That is VGG16's forward pass alone, and the backward pass through what is
-trained; no preprocessing, head, loss or optimizer. The goal is at most 1.10. Wall time, and without a GPU
-CPU time too: other jobs on the machine do not count there, nor does a core that stands idle.
+model: training steps on random frames, weights and labels; it needs no data. The first step, in a fresh
+process for each side, with TensorFlow loaded, in the precision that a run would choose: building the model,
+tracing the step, and taking it; against the same model in which keras.layers.TimeDistributed applies VGG16.
+Later steps, in turn in one process: with a frozen backbone (and no stored features), with fine_tune=block5,
+and with all of it trained; on a GPU in each precision. Against the floor, the bare convolutions of the same
+frames: that is VGG16's forward pass alone, and the backward pass through what is trained; no preprocessing,
+head, loss or optimizer. The goal is at most 1.10. Against the device's peak: a product of two large matrices
+in the same precision, for as many operations as those convolutions have; 2.00 is half the peak. Frozen,
+against the same peer as the first step; on a GPU, against the same step compiled by XLA. The head's step on
+stored features, against one whose LSTM is kept off cuDNN's kernel. And the memory of the first step's
+tensors, against the estimate by which a run chooses its batch. Wall time, and without a GPU CPU time too:
+other jobs on the machine do not count there, nor does a core that stands idle.
 train: the notebook's whole job, from video files to trained weights, in a fresh process for each side. It
 loads every frame of a video, keeps the first T, computes the features of each by a predict() of its own, and
 fits its head for ten epochs. Ours converts the videos (with sampling=head: the same frames), computes the
@@ -38,7 +42,8 @@ features, and trains --head=notebook for ten epochs. Wall time per clip, part by
 import of TensorFlow; building VGG16 counts to the features. Neither has a validation split: after an epoch
 ours writes its model and a checkpoint, the notebook weights that are better. And of ours, the first epoch and
 the computing of the features, against later epochs, which read these: with all that is written after an
-epoch, and the steps alone. The goal is fifty times.
+epoch, and the steps alone. The goal is fifty times. Last, of a frozen run that stores no features and reads
+JPEG in every epoch, the time in which steps wait for data, against all.
 
 A hundred videos are enough: a round of decode reads each of them 21 times, a round of convert 23 times, a
 round of input 40 times, ten of them as a video. With far fewer, the time of a converted clip drowns in the
@@ -51,7 +56,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -90,6 +95,7 @@ class Load:
       num_frames, image_size: of the clips of model and train.
       clips: of a batch of model.
       num_videos: made up for all; and for train.
+      on_gpu: whether there is one, for whose three precisions the steps are measured.
     """
 
     repeats: int
@@ -97,6 +103,7 @@ class Load:
     image_size: int
     clips: int
     num_videos: tuple[int, int] = (96, 8)
+    on_gpu: bool = False
 
 
 def measure(name: str, video_dir: str | None, load: Load) -> Iterator[dict[str, Any]]:
@@ -105,13 +112,13 @@ def measure(name: str, video_dir: str | None, load: Load) -> Iterator[dict[str, 
     if name == "model":
         print_head(f"model: batches of {load.clips} clips of {frames}")
         clip = ClipConfig(load.num_frames, image_size=load.image_size)
-        return measure_training.benchmark_model(load.clips, clip, load.repeats)
+        return measure_training.benchmark_model(load.clips, clip, load.repeats, load.on_gpu)
     assert video_dir is not None
     videos = read_manifest(ManifestConfig(video_dir, val_fraction=0))
     if name == "train":
         print_head(f"train: {len(videos)} videos, {frames}")
         clip = ClipConfig(load.num_frames, sampling="head", image_size=load.image_size)
-        return measure_training.benchmark_train(video_dir, videos, clip, load.repeats)
+        return measure_training.benchmark_train(video_dir, videos, clip, load.repeats, load.on_gpu)
     paths = [str(Path(video_dir) / video.path) for video in videos]
     peers = measure_input.installed_peers() if name == "decode" else {}
     loader = measure_input.installed_loader() if name == "input" else None
@@ -154,14 +161,18 @@ def measure_and_print(
 def print_head(what: str) -> None:
     """What is measured on, and the heads of the columns."""
     print(what)
-    print(f"{'':30}  {'ours':>8}  {'theirs':>8}  {'ratio (min to max)':>22}  against", flush=True)
+    print(
+        f"{'':30}  {'ours':>8}  {'a second':>8}  {'theirs':>8}  {'ratio (min to max)':>22}  against",
+        flush=True,
+    )
 
 
 def print_row(row: dict[str, Any]) -> None:
     """As it is made."""
     ratio = f"{row['ratio']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+    rate = f"{row['per_sec']:.1f}" if row["per_sec"] is not None else ""
     print(
-        f"{row['what']:30}  {row['ours']:8.2f}  {row['theirs']:8.2f}  {ratio:>22}  "
+        f"{row['what']:30}  {row['ours']:8.2f}  {rate:>8}  {row['theirs']:8.2f}  {ratio:>22}  "
         f"{row['against']}, {row['unit']}",
         flush=True,
     )
@@ -176,10 +187,11 @@ def main(arguments: list[str]) -> None:
         cli.usage_error("--quick goes with all")
     if _VIDEO_DIR.value is None and name not in ("model", "all"):
         cli.usage_error(f"{name} needs --video_dir")
+    on = machine()
     load = Load(_REPEATS.value, _NUM_FRAMES.value, _IMAGE_SIZE.value, _CLIPS.value)
     if _QUICK.value:
         load = Load(repeats=1, num_frames=8, image_size=64, clips=1, num_videos=(12, 4))
-    on = machine()
+    load = replace(load, on_gpu=bool(on["gpus"]))
     gpus = ", ".join(on["gpus"]) or "no GPU"
     versions = ", ".join(f"{package} {version}" for package, version in on["versions"].items())
     print(f"{on['processor']}, {on['cores']} cores, {on['memory_gib']} GiB, {gpus}\n{versions}")

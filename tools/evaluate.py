@@ -1,4 +1,4 @@
-"""Evaluates a run's best model on a split of a dataset.
+"""Evaluates a run's model on a split of a dataset.
 
 python tools/evaluate.py --run_dir=/runs/1 --data_dir=/data/ucf101-records --split=test
 """

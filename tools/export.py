@@ -1,4 +1,4 @@
-"""Writes a run's best model, or what it makes of a dataset, for other programs.
+"""Writes a run's model, or what it makes of a dataset, for other programs.
 
     python tools/export.py --run_dir=run --data_dir=records --format=saved_model --output=models/fights/1
     python tools/export.py --run_dir=run --data_dir=records --format=tflite --output=fights.tflite

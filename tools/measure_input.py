@@ -53,7 +53,7 @@ def benchmark_convert(video_dir: str, paths: list[str], repeats: int) -> Iterato
     few, many = len(paths), _MANY * len(paths)
     wall, clip, start_up, parent, worker = [], [], [], [], []
     with tempfile.TemporaryDirectory() as many_dir:
-        _link_many(paths, video_dir, many_dir)
+        link_many(paths, video_dir, many_dir, _MANY)
         for _ in range(repeats):
             two = in_fresh_process(_convert, video_dir, 2)
             floor_ms = mean(_floor_ms(path) for path in paths)
@@ -290,12 +290,12 @@ def _peak_mib() -> float:
     return int(kib) / 1024
 
 
-def _link_many(paths: list[str], video_dir: str, many_dir: str) -> None:
-    """The same class folders with every video under ten names."""
+def link_many(paths: list[str], video_dir: str, many_dir: str, copies: int) -> None:
+    """The same class folders with every video under so many names."""
     for path in map(Path, paths):
         folder = many_dir / path.relative_to(video_dir).parent
         folder.mkdir(parents=True, exist_ok=True)
-        for number in range(_MANY):
+        for number in range(copies):
             (folder / f"{number}_{path.name}").symlink_to(path.resolve())
 
 
@@ -419,10 +419,15 @@ def _cpu_ms(run: Callable[[], object]) -> float:
 
 
 def row(what: str, unit: str, against: str, rounds: Rounds) -> dict[str, Any]:
-    """A row of the table: medians of both sides, and median and range of the rounds' ratios."""
+    """A row of the table: medians of both sides, and median and range of the rounds' ratios.
+
+    A unit of ms/clip or ms/frame gives a rate too, in clips or frames a second.
+    """
     ratios = [ours / theirs for ours, theirs in rounds]
+    ours_typical = median(ours for ours, _ in rounds)
     return {
         "what": what, "unit": unit, "against": against,
-        "ours": median(ours for ours, _ in rounds), "theirs": median(theirs for _, theirs in rounds),
+        "ours": ours_typical, "per_sec": 1000 / ours_typical if "ms/" in unit and ours_typical > 0 else None,
+        "theirs": median(theirs for _, theirs in rounds),
         "ratio": median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios),
     }  # fmt: skip

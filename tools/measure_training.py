@@ -6,12 +6,12 @@ TensorFlow is imported inside the functions that use it: the process that prints
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from statistics import median
 from types import ModuleType
@@ -22,8 +22,8 @@ import cv2
 import numpy as np
 
 import cli
-from measure_input import Rounds, in_fresh_process, load_as_notebook, row
-from vidpipe.config import ClipConfig, ConversionConfig, ManifestConfig, ModelConfig, TrainConfig
+from measure_input import Rounds, in_fresh_process, link_many, load_as_notebook, row
+from vidpipe.config import PRECISIONS, ClipConfig, ConversionConfig, ManifestConfig, ModelConfig, TrainConfig
 from vidpipe.manifest import VideoRow
 from vidpipe.spec import ClipSpec, VidpipeError
 
@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 _NUM_CLASSES = 5
 _EPOCHS = 10
 _NOTEBOOK_BATCH = 64
+_FED_BATCH = 8
 _SIDE_SEC = 1.0  # a side's steps in a round take this long at least: on a GPU one step is too short to time
+_GPU_SIDE, _CPU_SIDE = 8192, 2048  # of the square matrices whose product is the peak
+_GPU_COPIES = 10  # of each video where clips are fed to a GPU: an epoch must outlast the start of its input
 
 _Result = TypeVar("_Result")
 Step = Callable[[], object]
@@ -72,23 +75,30 @@ class Job:
         return self.load + self.features + self.train
 
 
-def benchmark_model(num_clips: int, clip: ClipConfig, repeats: int) -> Iterator[dict[str, Any]]:
-    """A fused step against TimeDistributed, the first and a later one; and against its bare convolutions."""
+def benchmark_model(num_clips: int, clip: ClipConfig, repeats: int, on_gpu: bool) -> Iterator[dict[str, Any]]:
+    """A fused step against TimeDistributed, its convolutions, the device's peak, XLA and its estimate."""
     spec = clip.model_spec()
     ours, theirs = (partial(_first_step_sec, build) for build in (build_fused, build_time_distributed))
     first = [_in_turn(repeat, ours, theirs, spec, num_clips) for repeat in range(repeats)]
     yield row("first step, frozen", "wall s", "TimeDistributed", first)
-    for fine_tune in ("none", "block5", "all"):
-        what = "step, frozen" if fine_tune == "none" else f"step, fine_tune={fine_tune}"
-        measured = in_fresh_process(_later_steps_ms, fine_tune, spec, num_clips, repeats)
-        for (against, clock), rounds in measured.items():
-            yield row(what, f"{clock} ms/step", against, rounds)
+    for precision in PRECISIONS[1:] if on_gpu else ("float32",):
+        for fine_tune in ("none", "block5", "all"):
+            of = f"{'frozen' if fine_tune == 'none' else fine_tune}, {precision.removeprefix('mixed_')}"
+            steps = in_fresh_process(_later_steps, fine_tune, precision, spec, num_clips, repeats, on_gpu)
+            for (against, clock), rounds in steps.clip_ms.items():
+                yield row(f"step, {of}", f"{clock} ms/clip", against, rounds)
+            if steps.peak_mib > 0:
+                yield row(f"memory, {of}", "MiB", "the estimate", [(steps.peak_mib, steps.estimated_mib)])
+        if on_gpu:
+            rounds = in_fresh_process(_head_steps, precision, spec, num_clips, repeats)
+            what = f"head's step, {precision.removeprefix('mixed_')}"
+            yield row(what, "wall ms/clip", "LSTM without cuDNN", rounds)
 
 
 def benchmark_train(
-    video_dir: str, videos: list[VideoRow], clip: ClipConfig, repeats: int
+    video_dir: str, videos: list[VideoRow], clip: ClipConfig, repeats: int, on_gpu: bool
 ) -> Iterator[dict[str, Any]]:
-    """The first epoch against later ones, and the whole job against the notebook's, part by part."""
+    """First epoch against later ones, the job against the notebook's, part by part; and waiting for data."""
     rounds = [
         _in_turn(repeat, vidpipe_job, notebook_job, video_dir, videos, clip) for repeat in range(repeats)
     ]
@@ -120,6 +130,9 @@ def benchmark_train(
     for what, part in (parts | {"from videos to weights": "whole"}).items():
         pairs = [(getattr(ours, part), getattr(theirs, part)) for ours, theirs in rounds]
         yield clip_row(what, "the notebook", pairs)
+    paths = [str(Path(video_dir, video.path)) for video in videos]
+    waits = in_fresh_process(_waits_ms, video_dir, paths, clip, repeats, _GPU_COPIES if on_gpu else 1)
+    yield row("waiting for JPEG, frozen", "wall ms/clip", "the epoch", waits)
 
 
 def _in_turn(
@@ -171,9 +184,13 @@ def random_batch(spec: ClipSpec, num_clips: int) -> tuple["tf.Tensor", ...]:
 
 
 def training_step(
-    model: "keras.Model", config: ModelConfig, precision: str, batch: tuple["tf.Tensor", ...]
+    model: "keras.Model",
+    config: ModelConfig,
+    precision: str,
+    batch: tuple["tf.Tensor", ...],
+    name: str = "frames",
 ) -> "tuple[tf.types.experimental.PolymorphicFunction, tuple[Any, ...]]":
-    """The step of a run, and what it is called with: a batch whose frames are all real."""
+    """The step of a run, and what it is called with: a batch whose frames, or features, are all real."""
     import tensorflow as tf
 
     from vidpipe.optimizer import build_optimizer, layer_scales
@@ -187,7 +204,7 @@ def training_step(
     optimizer = build_optimizer(run.optimizer, model.trainable_variables, scales, precision)
     steps = Steps(run, model, optimizer, tf.distribute.get_strategy(), np.ones(_NUM_CLASSES, np.float32))
     frames, label = batch
-    inputs = {"frames": frames, "mask": tf.ones(frames.shape[:2], tf.bool)}
+    inputs = {name: frames, "mask": tf.ones(frames.shape[:2], tf.bool)}
     return steps.train, (inputs, label, tf.ones(label.shape), tf.constant(0.0))
 
 
@@ -226,7 +243,21 @@ def gpu_names() -> list[str]:
     return [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
 
 
-def _prepare() -> str:
+def step_flops(backbone: "keras.Model", num_frames: int) -> int:
+    """Operations in the convolutions of a step, those of the backward pass through what is trained too."""
+    from keras import layers
+
+    flops, trained_below = 0, False
+    for layer in backbone.layers:
+        if isinstance(layer, layers.Conv2D):
+            forward = 2 * prod(layer.kernel.shape) * prod(layer.output.shape[1:3])
+            # Its kernel's gradient, and that of its input where someone below needs it, are as much again.
+            flops += forward * (1 + layer.trainable + trained_below) * num_frames
+            trained_below |= layer.trainable
+    return flops
+
+
+def _prepare(precision: str = TrainConfig.precision) -> str:
     """Does what a run does before it builds its model; returns the dtype policy."""
     cli.load_tensorflow()
     import keras
@@ -234,7 +265,7 @@ def _prepare() -> str:
 
     from vidpipe import train
 
-    precision = train.resolve_precision(TrainConfig.precision)
+    precision = train.resolve_precision(precision)
     if not tf.config.list_physical_devices("GPU"):
         tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(TrainConfig.seed)
@@ -254,26 +285,104 @@ def _first_step_sec(
     return time.perf_counter() - start
 
 
-def _later_steps_ms(
-    fine_tune: str, spec: ClipSpec, num_clips: int, repeats: int
-) -> dict[tuple[str, str], Rounds]:
-    """A step in each round, ours and the other's, by what the other is and by which clock."""
-    precision, config = _prepare(), ModelConfig(backbone_weights="none", fine_tune=fine_tune)
+@dataclass(frozen=True)
+class _LaterSteps:
+    """What steps took after the first.
+
+    Attributes:
+      clip_ms: ours and the other side's of each round, by what the other is and by which clock.
+      peak_mib: of the tensors in memory, until the end of the first step; 0 where TensorFlow does not count.
+      estimated_mib: what a run expects.
+    """
+
+    clip_ms: dict[tuple[str, str], Rounds]
+    peak_mib: float
+    estimated_mib: float
+
+
+def _later_steps(
+    fine_tune: str, precision: str, spec: ClipSpec, num_clips: int, repeats: int, with_xla: bool
+) -> _LaterSteps:
+    _prepare(precision)
     import tensorflow as tf
 
+    from vidpipe import memory
+
+    config = ModelConfig(backbone_weights="none", fine_tune=fine_tune)
+    device, side = ("GPU:0", _GPU_SIDE) if tf.config.list_physical_devices("GPU") else ("CPU:0", _CPU_SIDE)
     batch = random_batch(spec, num_clips)
     fused = build_fused(config, spec)
-    traced = {
-        "ours": training_step(fused, config, precision, batch),
-        "bare convolutions": bare_convolutions(fused, batch),
-    }
+    step, arguments = training_step(fused, config, precision, batch)
+    _spent_sec(partial(step, *arguments), 1)
+    peak = tf.config.experimental.get_memory_info(device)["peak"]
+
+    calls = {"ours": (step, arguments), "bare convolutions": bare_convolutions(fused, batch)}
     if fine_tune == "none":
         other = build_time_distributed(config, spec)
-        traced["TimeDistributed"] = training_step(other, config, precision, batch)
-    sides = {name: partial(function, *arguments) for name, (function, arguments) in traced.items()}
+        calls["TimeDistributed"] = training_step(other, config, precision, batch)
+    if with_xla:
+        compiled = tf.function(step.python_function, jit_compile=True)
+        try:
+            compiled(*arguments)
+        except tf.errors.OpError as error:
+            reason = (error.message or "it does not say why").splitlines()[0]
+            print(f"XLA cannot compile the next step, and its row is left out: {reason}", flush=True)
+        else:
+            calls["compiled by XLA"] = compiled, arguments
+    factor = tf.cast(tf.random.normal([side, side]), fused.compute_dtype)
+    calls["matrix product"] = tf.function(tf.linalg.matmul), (factor, factor)
+    spent = _in_rounds(
+        {name: partial(step, *arguments) for name, (step, arguments) in calls.items()}, repeats
+    )
+    ours = spent.pop("ours")
+
+    # What of the others makes one clip. Of matrix products: as many operations.
+    flops = step_flops(fused.get_layer("backbone"), spec.num_frames)
+    parts = dict.fromkeys(spent, 1 / num_clips) | {"matrix product": flops / (2 * side**3)}
+    return _LaterSteps(
+        clip_ms={
+            (name, clock): [
+                (own / num_clips, other * parts[name]) for own, other in zip(ours[clock], others, strict=True)
+            ]
+            for name, by_clock in spent.items()
+            for clock, others in by_clock.items()
+        },
+        peak_mib=peak / 2**20,
+        estimated_mib=memory.estimate(fused, num_clips, slots_per_weight=2).total / 2**20,
+    )
+
+
+def _head_steps(precision: str, spec: ClipSpec, num_clips: int, repeats: int) -> Rounds:
+    """Steps on stored features, ms/clip: as they are, and with the LSTM kept off cuDNN's kernel."""
+    _prepare(precision)
+    import tensorflow as tf
+    from keras import layers
+
+    from vidpipe.model import build_model
+
+    config = ModelConfig(backbone_weights="none")
+    sides = {}
+    for use_cudnn in ("auto", False):
+        trained = build_model(config, spec, _NUM_CLASSES).trained
+        assert trained is not None
+        for layer in trained.get_layer("head").layers:
+            if isinstance(layer, layers.LSTM):
+                layer.use_cudnn = use_cudnn
+        features = tf.random.normal([num_clips, *trained.input["features"].shape[1:]])
+        label = tf.zeros([num_clips], tf.int32)
+        step, arguments = training_step(trained, config, precision, (features, label), "features")
+        sides[str(use_cudnn)] = partial(step, *arguments)
+    spent = [by_clock["wall"] for by_clock in _in_rounds(sides, repeats).values()]
+    return [(with_it / num_clips, off / num_clips) for with_it, off in zip(*spent, strict=True)]
+
+
+def _in_rounds(sides: Mapping[str, Step], repeats: int) -> dict[str, dict[str, list[float]]]:
+    """What a call of each side takes, ms, by clock, in each round."""
+    import tensorflow as tf
+
     for step in sides.values():
         _spent_sec(step, 1)  # traced and warm
-    num_steps = ceil(_SIDE_SEC / _spent_sec(sides["ours"], 1)["wall"])
+    calls = {name: ceil(_SIDE_SEC / _spent_sec(step, 1)["wall"]) for name, step in sides.items()}
     # What a process spends of the CPU is not what a step on a GPU takes.
     clocks = ["wall"] if tf.config.list_physical_devices("GPU") else ["wall", "CPU"]
     spent: dict[str, dict[str, list[float]]] = {name: {clock: [] for clock in clocks} for name in sides}
@@ -281,15 +390,10 @@ def _later_steps_ms(
         # In turn, and each comes first once: a machine that slows down slows all.
         order = [*sides][repeat % len(sides) :] + [*sides][: repeat % len(sides)]
         for name in order:
-            seconds = _spent_sec(sides[name], num_steps)
+            seconds = _spent_sec(sides[name], calls[name])
             for clock in clocks:
-                spent[name][clock].append(1000 * seconds[clock] / num_steps)
-    ours = spent.pop("ours")
-    return {
-        (name, clock): list(zip(ours[clock], others[clock], strict=True))
-        for name, others in spent.items()
-        for clock in clocks
-    }
+                spent[name][clock].append(1000 * seconds[clock] / calls[name])
+    return spent
 
 
 def _spent_sec(step: Step, num_steps: int) -> dict[str, float]:
@@ -397,3 +501,28 @@ def notebook_job(video_dir: str, videos: list[VideoRow], clip: ClipConfig) -> Jo
         model.fit([features, mask], labels, _NOTEBOOK_BATCH, _EPOCHS, verbose=0, callbacks=[best])
         end = time.perf_counter()
     return Job(load=load, features=encoded - start - load, train=end - encoded, num_frames=int(mask.sum()))
+
+
+def _waits_ms(video_dir: str, paths: list[str], clip: ClipConfig, repeats: int, copies: int) -> Rounds:
+    """Of a frozen run that reads JPEG shards in every epoch: the wait for data and all, ms/clip, by epoch."""
+    cli.load_tensorflow()
+    from vidpipe import convert, train
+
+    logging.getLogger(train.__name__).setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder:
+        link_many(paths, video_dir, f"{folder}/videos", copies)
+        manifest = ManifestConfig(f"{folder}/videos", val_fraction=0)
+        convert.convert(ConversionConfig(f"{folder}/records", manifest, clip))
+        config = TrainConfig(
+            f"{folder}/records",
+            f"{folder}/run",
+            ModelConfig(backbone_weights="none"),
+            epochs=1 + repeats,
+            batch_size=_FED_BATCH,
+            cache_features="off",
+        )
+        train.train(config)
+        # Not the first: it has the tracing of the step.
+        history = np.genfromtxt(f"{folder}/run/history.csv", delimiter=",", names=True)[1:]
+    epoch_ms = 1000 * history["seconds"] / (copies * len(paths))
+    return list(zip((epoch_ms * history["data_wait"]).tolist(), epoch_ms.tolist(), strict=True))

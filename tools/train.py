@@ -194,9 +194,9 @@ def main(arguments: list[str]) -> None:
     from vidpipe import train
 
     result = train.train(config)
-    best = result.metrics
-    validation = "" if best["val_accuracy"] is None else f", validation accuracy {best['val_accuracy']:.3f}"
-    print(f"{result.run_dir}/model.keras: epoch {best['best_epoch']} of {best['epochs']}{validation}.")
+    kept = result.metrics
+    validation = "" if kept["val_accuracy"] is None else f", validation accuracy {kept['val_accuracy']:.3f}"
+    print(f"{result.run_dir}/model.keras: epoch {kept['kept_epoch']} of {kept['epochs']}{validation}.")
 
 
 if __name__ == "__main__":

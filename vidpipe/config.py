@@ -22,7 +22,13 @@ STRATEGIES = ("auto", "one", "mirrored", "multi_worker")
 
 # What --recipe of tools/train.py sets where the command line does not. Measured in BUILD_NOTES.md.
 RECIPES: dict[str, dict[str, Any]] = {
-    "frozen": {"fine_tune": "none", "batch_size": "16", "epochs": 30},
+    "frozen": {
+        "fine_tune": "none",
+        "batch_size": "16",
+        "epochs": 30,
+        "label_smoothing": 0.1,
+        "ema": 0.99,
+    },
     "fine_tune": {
         "fine_tune": "block5",
         "batch_size": "16",

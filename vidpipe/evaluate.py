@@ -28,7 +28,7 @@ from vidpipe.spec import ClipSpec, VidpipeError
 _CALIBRATION_BINS = 15
 _CLIPS_SHOWN = 12  # mistakes, and as many uncertain ones
 _CLASSES_NAMED = 6
-_HISTORY_COLUMNS = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
+_HISTORY_COLUMNS = ("loss", "accuracy", "val_loss", "val_loss_error", "val_accuracy", "learning_rate")
 _Paper = TypeVar("_Paper")
 _log = logging.getLogger(__name__)
 

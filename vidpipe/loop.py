@@ -1,4 +1,4 @@
-"""The training loop: resumable at any step, best weights by validation loss, papers left in the run folder.
+"""The training loop: resumable at any step, weights kept by validation loss, papers left in the run folder.
 
 The loop is our own and not `fit`: Keras 3's `fit` can neither resume inside an epoch nor run under
 MultiWorkerMirroredStrategy. Models and datasets stay usable with `fit` all the same.
@@ -37,7 +37,8 @@ from vidpipe.spec import VidpipeError
 from vidpipe.step import NUM_SUMS, Steps, balanced_class_weights, clip_losses
 
 HISTORY_COLUMNS = (
-    "epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds", "data_wait",
+    "epoch", "loss", "accuracy", "val_loss", "val_loss_error", "val_accuracy", "learning_rate", "seconds",
+    "data_wait",
 )  # fmt: skip
 _DRAW_EVERY_SEC = 60
 _DRAWN_CLIPS = 4
@@ -101,7 +102,6 @@ class _State:
       step: steps that are over, in all epochs.
       step_in_epoch: in the present one.
       sums: over those of the present epoch, of loss, right answers and weights.
-      best_epoch, best_loss: by validation.
       history: a row per epoch.
     """
 
@@ -109,8 +109,6 @@ class _State:
     step: int = 0
     step_in_epoch: int = 0
     sums: list[float] = field(default_factory=lambda: [0.0] * (NUM_SUMS - 1))
-    best_epoch: int = 0
-    best_loss: float | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -127,10 +125,9 @@ class _Validation:
     logits: np.ndarray
 
     @property
-    def loss(self) -> float:
-        return float(
-            np.mean(clip_losses(tf.constant(self.label), tf.constant(self.logits)), dtype=np.float64)
-        )
+    def losses(self) -> np.ndarray:
+        """Of each clip, float64 [N]."""
+        return clip_losses(tf.constant(self.label), tf.constant(self.logits)).numpy().astype(np.float64)
 
     @property
     def accuracy(self) -> float:
@@ -231,9 +228,9 @@ class Loop:
             self._end_profile()
         if self._out_of_patience():
             _log.info("No lower validation loss in %d epochs: the run ends.", self._config.patience)
-        best = self._state.history[self._state.best_epoch - 1]
-        metrics = {"best_epoch": best["epoch"], "epochs": self._state.epoch}
-        metrics |= {name: value for name, value in best.items() if name != "epoch"}
+        kept = report.kept_epoch(self._state.history)
+        metrics = {"kept_epoch": kept["epoch"], "epochs": self._state.epoch}
+        metrics |= {name: value for name, value in kept.items() if name != "epoch"}
         if self._chief:
             shards.write_text(self._run_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         return metrics
@@ -249,8 +246,11 @@ class Loop:
         distribution.check_agreement(self._strategy, self._state.step)
 
     def _out_of_patience(self) -> bool:
-        patience = self._config.patience
-        return patience is not None and self._state.epoch - self._state.best_epoch >= patience
+        patience, history = self._config.patience, self._state.history
+        if patience is None or not history:
+            return False
+        lowest = min(history, key=lambda row: row["val_loss"])
+        return self._state.epoch - lowest["epoch"] >= patience
 
     def _run_epoch(self) -> None:
         state = self._state
@@ -259,9 +259,11 @@ class Loop:
         loss, right, clips = state.sums
         seconds = time.perf_counter() - start
         validation = self._evaluate()
-        val_loss, val_accuracy = None, None
+        val_loss, val_loss_error, val_accuracy = None, None, None
         if validation is not None:
-            val_loss, val_accuracy = validation.loss, validation.accuracy
+            losses, val_accuracy = validation.losses, validation.accuracy
+            val_loss = float(losses.mean())
+            val_loss_error = float(losses.std(ddof=1) / math.sqrt(len(losses))) if len(losses) > 1 else 0.0
             if not math.isfinite(val_loss):
                 raise TrainError(
                     f"The validation loss of epoch {state.epoch + 1} is {val_loss}. The last good checkpoint "
@@ -269,7 +271,7 @@ class Loop:
                 )
         row = {
             "epoch": state.epoch + 1, "loss": loss / clips, "accuracy": right / clips,
-            "val_loss": val_loss, "val_accuracy": val_accuracy,
+            "val_loss": val_loss, "val_loss_error": val_loss_error, "val_accuracy": val_accuracy,
             "learning_rate": self._learning_rate(state.step - 1), "seconds": seconds,
             "data_wait": waited / seconds,
         }  # fmt: skip
@@ -281,7 +283,7 @@ class Loop:
             (self._num_clips - done_before) / seconds, 100 * waited / seconds, self._loss_scale(),
         )  # fmt: skip
         state.history.append(row)
-        self._keep_best(row)
+        self._keep()
         state.epoch, state.step_in_epoch, state.sums = state.epoch + 1, 0, [0.0] * (NUM_SUMS - 1)
         if self._chief:
             self._write_papers(row, validation)
@@ -410,15 +412,13 @@ class Loop:
                 labels.append(label[weight > 0])
         return _Validation(np.concatenate(labels), np.concatenate(logits))
 
-    def _keep_best(self, row: dict[str, Any]) -> None:
-        """Saves model.keras where the validation loss is the lowest so far; every time without validation."""
-        state = self._state
-        if row["val_loss"] is None or state.best_loss is None or row["val_loss"] < state.best_loss:
-            state.best_epoch, state.best_loss = row["epoch"], row["val_loss"]
-            if self._chief:
-                card = ModelCard(self._info.classes, self._info.clip, self._config.num_frames)
-                with averaged(self._optimizer, self._part.trainable_variables):
-                    save_model(self._model.fused, card, self._run_dir / "model.keras")
+    def _keep(self) -> None:
+        """Saves model.keras where the epoch just over is the one to keep."""
+        history = self._state.history
+        if self._chief and report.kept_epoch(history) is history[-1]:
+            card = ModelCard(self._info.classes, self._info.clip, self._config.num_frames)
+            with averaged(self._optimizer, self._part.trainable_variables):
+                save_model(self._model.fused, card, self._run_dir / "model.keras")
 
     def _save_checkpoint(self) -> None:
         self._read_sums()

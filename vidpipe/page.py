@@ -132,15 +132,16 @@ def _learning(history: Sequence[Mapping[str, Any]]) -> tuple[report.Picture, str
     """The figure, and in words what it shows; None for a run that left no history."""
     if not history:
         return None
-    best = report.best_epoch(history)
+    kept = report.kept_epoch(history)
     finding = (
         f"Without validation clips, the last of {len(history)} epochs counts: "
-        f"training loss {best['loss']:.3f}, accuracy {_percent(best['accuracy'])}."
+        f"training loss {kept['loss']:.3f}, accuracy {_percent(kept['accuracy'])}."
     )
-    if best["val_loss"] is not None:
+    if kept["val_loss"] is not None:
         finding = (
-            f"The best of {len(history)} epochs was number {best['epoch']}: "
-            f"validation loss {best['val_loss']:.3f}, accuracy {_percent(best['val_accuracy'])}."
+            f"Kept is epoch {kept['epoch']} of {len(history)}, the last whose validation loss is within a "
+            f"standard error of the lowest: {kept['val_loss']:.3f}, accuracy "
+            f"{_percent(kept['val_accuracy'])}."
         )
     return report.learning_curves_picture(history), finding
 

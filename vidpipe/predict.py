@@ -142,7 +142,7 @@ def find_videos(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def load_classifier(run_dir: str) -> Classifier:
-    """Reads the best model of a run.
+    """Reads a run's model.
 
     Raises:
       ModelError: the run has no readable model.

@@ -38,8 +38,8 @@ class TrainResult:
 
     Attributes:
       run_dir: where its papers are.
-      metrics: what metrics.json holds: `best_epoch`, `val_loss`, `val_accuracy` (None without a validation
-        split), `loss`, `accuracy`, of the best epoch.
+      metrics: what metrics.json holds: `kept_epoch`, and of that epoch `loss`, `accuracy`, `val_loss`,
+        `val_accuracy` (None without a validation split) and what else history.csv has.
     """
 
     run_dir: Path
@@ -225,7 +225,7 @@ def _too_large(expected: memory.MemoryEstimate, num_clips: int, available: int) 
 def _batches(config: TrainConfig, info: shards.DatasetInfo, trained: Trained, batch_size: int) -> Batches:
     has_val = info.num_clips("val") > 0
     if not has_val:
-        _log.warning("The dataset has no val split: model.keras is the last epoch's, not the best one's.")
+        _log.warning("The dataset has no val split: model.keras is the last epoch's, however good that is.")
     if trained.part is trained.model.fused:
         return _frame_batches(config, info, batch_size, has_val)
     encoded_clips = min(_ENCODED_CLIPS, 1 << batch_size.bit_length() - 1)  # a power of two fills parts
