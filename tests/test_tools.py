@@ -166,7 +166,7 @@ def test_the_whole_path_through_the_tools(tmp_path: Path, videos: Path) -> None:
     ("arguments", "expected"),
     [
         ([], (64, 10, "none", 0.0)),
-        (["--recipe=frozen"], (16, 30, "none", 0.0)),
+        (["--recipe=frozen"], (16, 30, "none", 0.1)),
         (["--recipe=fine_tune"], (16, 20, "block5", 0.1)),
         (["--recipe=fine_tune", "--epochs=10", "--batch_size=auto"], (None, 10, "block5", 0.1)),
         (["--recipe=fine_tune", "--fine_tune=all", "--label_smoothing=0"], (16, 20, "all", 0.0)),
