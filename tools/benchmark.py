@@ -170,7 +170,7 @@ def print_head(what: str) -> None:
 def print_row(row: dict[str, Any]) -> None:
     """As it is made."""
     ratio = f"{row['ratio']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
-    rate = f"{row['per_sec']:.1f}" if row["per_sec"] is not None else ""
+    rate = f"{row['per_sec']:.2f}" if row["per_sec"] is not None else ""
     print(
         f"{row['what']:30}  {row['ours']:8.2f}  {rate:>8}  {row['theirs']:8.2f}  {ratio:>22}  "
         f"{row['against']}, {row['unit']}",
