@@ -202,7 +202,8 @@ class Loop:
         self._state = _State()
         # The sums of the newest step: read one step later, so that a GPU need not wait for Python.
         self._unread: tf.Tensor | None = None
-        self._drawn = -math.inf
+        # The first epochs of a short run are not worth a second each for their pictures.
+        self._drawn = time.monotonic()
         self._profiling = False
         # A frozen backbone is rebuilt from its weights file or seed; all that changes is saved.
         self._saved = [*self._part.variables, *self._optimizer.variables]
