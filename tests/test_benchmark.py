@@ -271,7 +271,7 @@ def test_the_lstm_is_kept_off_cudnn_on_one_side(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(keras.layers.LSTM, "build", noting)
     ((ours, theirs),) = measure_training._head_steps("float32", SPEC, num_clips=2, repeats=1)
     assert ours > 0 and theirs > 0
-    assert [layer.use_cudnn for layer in asked] == ["auto", False]
+    assert [layer.use_cudnn for layer in asked] == 5 * ["auto"] + 5 * [False]
 
 
 SPEC = ClipConfig(num_frames=2, image_size=32).model_spec()
@@ -335,7 +335,7 @@ def test_the_operations_of_a_step_are_those_of_vgg16(fine_tune: str, expected: i
 
 def test_a_step_counts_all_frames_as_real() -> None:
     _, (inputs, label, weight, _) = measure_training.training_step(
-        keras.Sequential([keras.Input([1]), keras.layers.Dense(1)]), ModelConfig(), "float32",
+        measure_training.build_fused(ModelConfig(backbone_weights="none"), SPEC), ModelConfig(), "float32",
         measure_training.random_batch(SPEC, 3),
     )  # fmt: skip
     assert np.all(inputs["mask"]) and inputs["mask"].shape == (3, 2)

@@ -12,7 +12,7 @@ import pytest
 from vidpipe import convert, evaluate, predict, shards, train, video
 from vidpipe.config import ClipConfig, ConversionConfig, ManifestConfig, ModelConfig, TrainConfig
 from vidpipe.input_pipeline import eval_dataset
-from vidpipe.model import load_model
+from vidpipe.model import classifier, load_model
 
 CLIP = ClipConfig(num_frames=10, image_size=48)
 
@@ -40,7 +40,7 @@ def _partner_accuracy(
     names = make_demo_videos.CLASSES
     forward = {backward: name for name, backward in make_demo_videos.PARTNERS.items()}
     partners = [names.index(make_demo_videos.PARTNERS.get(name) or forward[name]) for name in names]
-    logits = model.get_layer("logits")(model.get_layer("head")([features, mask])).numpy()
+    logits = classifier(model)({"features": features, "mask": mask}).numpy()
     rows = np.arange(len(labels))
     return float((logits[rows, labels] > logits[rows, np.array(partners)[labels]]).mean())
 

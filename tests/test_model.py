@@ -234,7 +234,9 @@ def _dropout_rates(head: str, dropout: float | None) -> list[float]:
     return [rate for rate in rates if rate is not None]
 
 
-@pytest.mark.parametrize(("head", "own"), [("notebook", [0.5, 0.0, 0.4]), ("motion", [0.0, 0.5, 0.5, 0.8])])
+@pytest.mark.parametrize(
+    ("head", "own"), [("notebook", [0.5, 0.0, 0.4]), ("motion", 5 * [0.0, 0.5, 0.5, 0.8])]
+)
 def test_dropout_replaces_every_rate_of_the_head(head: str, own: list[float]) -> None:
     """The zeros are of LSTMs without dropout of their own; they stay."""
     assert sorted(_dropout_rates(head, None)) == sorted(own)
@@ -246,6 +248,22 @@ def test_dropout_replaces_every_rate_of_the_head(head: str, own: list[float]) ->
 def test_a_dropout_that_is_no_rate_is_refused(dropout: float) -> None:
     with pytest.raises(ConfigError, match=r"dropout must be in \[0, 1\); got"):
         ModelConfig(dropout=dropout)
+
+
+def test_members_begin_differently_and_their_logits_are_averaged(inputs: dict) -> None:
+    for head, num_members in (("motion", 5), ("notebook", 1)):
+        model = _build(head).fused
+        each = model_module.member_logits(model)(inputs).numpy()
+        assert each.shape == (3, num_members, 3)
+        np.testing.assert_allclose(model(inputs), each.mean(axis=1), atol=1e-6)
+        assert len(np.unique(each[0, :, 0])) == num_members
+
+
+def test_each_member_s_matrix_begins_as_that_of_a_dense_layer() -> None:
+    """Glorot's uniform rule: between plus and minus sqrt(6 / (576 + 3))."""
+    kernel = _build("motion").fused.get_layer("logits").kernel.numpy()
+    assert kernel.shape == (5, 576, 3)
+    np.testing.assert_allclose(np.abs(kernel).max(axis=(1, 2)), (6 / (576 + 3)) ** 0.5, rtol=0.01)
 
 
 def test_motion_head_standardizes_by_the_features_it_was_shown() -> None:
@@ -329,7 +347,7 @@ def test_init_from_a_model_of_other_shapes_is_refused(tmp_path: Path) -> None:
     save_model(_build("motion").fused, ModelCard(("a", "b"), CLIP), tmp_path / "model.keras")
     spec = CLIP.model_spec()
     ours = build_model(ModelConfig(backbone_weights="none"), spec, 2)
-    with pytest.raises(model_module.ModelError, match=r"logits/kernel \(128, 3\)|\(576, 3\) where this run"):
+    with pytest.raises(model_module.ModelError, match=r"logits/kernel \(5, 576, 3\) where this run"):
         load_weights(ours, tmp_path / "model.keras", ("a", "b"))
 
 

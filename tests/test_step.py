@@ -14,12 +14,16 @@ LABEL = np.array([0, 1, 1, 0], np.int32)
 
 
 def _steps(
-    class_weights: tuple[float, ...] = (1.0, 1.0), clip_norm: float | None = None, **settings: object
+    class_weights: tuple[float, ...] = (1.0, 1.0),
+    clip_norm: float | None = None,
+    num_members: int = 1,
+    **settings: object,
 ) -> tuple[Steps, keras.Model]:
     """A linear model of zeros under plain SGD: its first step moves by minus the gradient."""
     inputs = keras.Input((2,), name="features")
-    logits = keras.layers.Dense(2, kernel_initializer="zeros")(inputs)
-    model = keras.Model({"features": inputs}, logits)
+    logits = keras.layers.Dense(2 * num_members, kernel_initializer="zeros")(inputs)
+    members = keras.layers.Reshape((num_members, 2), name="members")(logits)
+    model = keras.Model({"features": inputs}, keras.layers.GlobalAveragePooling1D()(members))
     optimizer = OptimizerConfig("sgd", learning_rate=1.0, clip_norm=clip_norm)
     config = TrainConfig("d", "r", optimizer=optimizer, batch_size=None, **settings)  # type: ignore[arg-type]
     built = build_optimizer(optimizer, model.trainable_variables, {}, "float32")
@@ -48,6 +52,19 @@ def test_a_step_s_sums_and_update() -> None:
     # All logits are 0: the first class is said, which is right for two clips.
     np.testing.assert_allclose(_train(steps), [4 * np.log(2), 2, 4, 0.25], rtol=1e-6)
     np.testing.assert_allclose(model.get_weights()[0], _minus_gradient([0, 1, 2, 3]), rtol=1e-5)
+
+
+def test_each_member_follows_its_own_loss() -> None:
+    steps, model = _steps(num_members=2)
+    model.layers[1].bias.assign([np.log(3), 0, 0, 0])
+    of_first, of_second = -np.log([[0.75, 0.25], [0.5, 0.5]])
+    # The average of the two says the first class.
+    expected = [2 * (of_first + of_second).sum() / 2, 2, 4, 0.25]
+    np.testing.assert_allclose(_train(steps), expected, rtol=1e-6)
+    first, second = np.split(model.layers[1].kernel.numpy(), 2, axis=1)
+    error = np.eye(2)[LABEL] - [0.75, 0.25]
+    np.testing.assert_allclose(first, FEATURES.T @ error / 4 / 2, rtol=1e-5)
+    np.testing.assert_allclose(second, _minus_gradient([0, 1, 2, 3]) / 2, rtol=1e-5)
 
 
 def test_rows_that_fill_a_batch_count_for_nothing() -> None:

@@ -239,16 +239,16 @@ def run_config(recipe: str, data: Data, seed: int, run_dir: Path, **model: Any) 
     return TrainConfig(data.data_dir, str(run_dir), config, optimizer, seed=seed, **values)
 
 
-def mean_frame_head(features: Any, mask: Any, dropout: float | None) -> Any:
+def mean_frame_head(features: Any, mask: Any, dropout: float | None) -> list[Any]:
     """A control: the mean of the real frames' features, standardized, behind dropout."""
     from keras import layers, ops
 
     real = ops.expand_dims(ops.cast(mask, "float32"), -1)
     standardized = layers.Normalization(dtype="float32", name="standardize")(features) * real
-    return layers.Dropout(0.5)(ops.sum(standardized, axis=1) / ops.sum(real, axis=1))
+    return [layers.Dropout(0.5)(ops.sum(standardized, axis=1) / ops.sum(real, axis=1))]
 
 
-def shuffled_head(features: Any, mask: Any, dropout: float | None) -> Any:
+def shuffled_head(features: Any, mask: Any, dropout: float | None) -> list[Any]:
     """A control: the motion head on frames in an order that means nothing, the same for a clip each time."""
     from keras import ops
 

@@ -159,7 +159,7 @@ def build_time_distributed(config: ModelConfig, spec: ClipSpec) -> "keras.Model"
     from keras import layers
 
     from vidpipe.backbone import build_backbone, freeze_blocks
-    from vidpipe.model import HEADS
+    from vidpipe.model import build_head
 
     preprocess, backbone = build_backbone(config.backbone, config.backbone_weights, spec)
     freeze_blocks(config.backbone, backbone, config.fine_tune)
@@ -167,10 +167,7 @@ def build_time_distributed(config: ModelConfig, spec: ClipSpec) -> "keras.Model"
     mask = keras.Input((spec.num_frames,), dtype="bool", name="mask")
     # Those of padding too; the heads leave them out.
     features = layers.TimeDistributed(backbone)(layers.TimeDistributed(preprocess)(frames))
-    logits = layers.Dense(_NUM_CLASSES, dtype="float32")
-    return keras.Model(
-        {"frames": frames, "mask": mask}, logits(HEADS[config.head](features, mask, config.dropout))
-    )
+    return keras.Model({"frames": frames, "mask": mask}, build_head(config, mask, _NUM_CLASSES)(features))
 
 
 def random_batch(spec: ClipSpec, num_clips: int) -> tuple["tf.Tensor", ...]:

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from vidpipe import evaluate, input_pipeline, records, remote, shard_cache, shards, verify
 from vidpipe.config import ClipConfig
-from vidpipe.model import CARD_NAME, ModelCard, load_model, refresh_standardization
+from vidpipe.model import CARD_NAME, ModelCard, classifier, load_model, refresh_standardization
 from vidpipe.progress import Progress
 from vidpipe.spec import VidpipeError
 
@@ -241,14 +241,16 @@ def _write_saved_model(model: keras.Model, card: ModelCard, folder: Path) -> Non
 
 def _write_tflite(model: keras.Model, card: ModelCard, quantization: str, path: Path) -> None:
     spec = card.spec
-    preprocess, backbone, head, logits = map(model.get_layer, ("preprocess", "backbone", "head", "logits"))
+    preprocess, backbone = map(model.get_layer, ("preprocess", "backbone"))
+    classify = classifier(model)
 
     # `_apply_to_real_frames` has a shape that depends on the mask, and an operation that TFLite lacks.
     def of_one_clip(frames: tf.Tensor, mask: tf.Tensor) -> dict[str, tf.Tensor]:
         features = (
             backbone(preprocess(frames[0]), training=False) * tf.cast(mask[0], tf.float32)[:, tf.newaxis]
         )
-        return {"probabilities": tf.nn.softmax(logits(head([features[tf.newaxis], mask], training=False)))}
+        logits = classify({"features": features[tf.newaxis], "mask": mask}, training=False)
+        return {"probabilities": tf.nn.softmax(logits)}
 
     module = tf.Module()
     module.weights = [variable.value for variable in model.variables]

@@ -5,6 +5,7 @@ file is a zip archive; vidpipe keeps its class names and clip settings in it as 
 """
 
 import json
+import math
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -23,6 +24,8 @@ from vidpipe.spec import ClipSpec, VidpipeError
 
 CARD_NAME = "vidpipe.json"
 _POOLED = "pooled"
+_MEMBERS = "members"
+_NUM_MEMBERS = 5
 _STANDARDIZE = "standardize"
 
 
@@ -88,14 +91,18 @@ def notebook_head(
 
 def motion_head(
     features: keras.KerasTensor, mask: keras.KerasTensor, dropout: float | None = None
-) -> keras.KerasTensor:
-    """An LSTM over what changes from frame to frame, beside the mean frame: [B, T, D], bool [B, T] -> [B, E].
+) -> list[keras.KerasTensor]:
+    """LSTMs over what changes between frames, beside the mean frame: [B, T, D], bool [B, T] -> 5 x [B, E].
 
-    Features are standardized (`adapt_standardization` sets the constants). The LSTM sees their differences
+    Features are standardized (`adapt_standardization` sets the constants). An LSTM sees their differences
     between successive frames, signed for the direction and absolute for the amount, and never the features
     themselves: those tell where a video was taken, and from few videos an LSTM learns just that. The mean
-    over the frames, behind a strong dropout, is how appearance still gets a say. Measurements are in
-    BUILD_NOTES.md.
+    over the frames, behind a strong dropout, is how appearance still gets a say.
+
+    Five such members differ in their start and their dropout, each is trained for itself, and their logits
+    are averaged (Lakshminarayanan et al., "Simple and Scalable Predictive Uncertainty Estimation using Deep
+    Ensembles", 2017): with few videos, the luck of one alone is worth 3 to 6 points of accuracy. Measurements
+    are in BUILD_NOTES.md.
     """
     usual, strong = (0.5, 0.8) if dropout is None else (dropout, dropout)
     real = ops.expand_dims(ops.cast(mask, "float32"), -1)
@@ -103,17 +110,22 @@ def motion_head(
     standardized = layers.Normalization(dtype="float32", name=_STANDARDIZE)(features) * real
     previous = ops.concatenate([standardized[:, :1], standardized[:, :-1]], axis=1)
     difference = (standardized - previous) * real
-    motion = layers.Dropout(usual)(ops.concatenate([difference, ops.abs(difference)], axis=-1))
-    steps = layers.LSTM(64, return_sequences=True)(motion, mask=mask)
-    mean_step = ops.sum(ops.cast(steps, "float32") * real, axis=1) / num_real
+    motion = ops.concatenate([difference, ops.abs(difference)], axis=-1)
     mean_frame = ops.sum(standardized, axis=1) / num_real
-    return ops.concatenate([layers.Dropout(usual)(mean_step), layers.Dropout(strong)(mean_frame)], axis=-1)
+    members = []
+    for _ in range(_NUM_MEMBERS):
+        steps = layers.LSTM(64, return_sequences=True)(layers.Dropout(usual)(motion), mask=mask)
+        mean_step = ops.sum(ops.cast(steps, "float32") * real, axis=1) / num_real
+        parts = [layers.Dropout(usual)(mean_step), layers.Dropout(strong)(mean_frame)]
+        members.append(ops.concatenate(parts, axis=-1))
+    return members
 
 
-# Each takes features, mask and the rate of all its dropouts, None for its own.
-HEADS: dict[str, Callable[[keras.KerasTensor, keras.KerasTensor, float | None], keras.KerasTensor]] = {
+# Each takes features, mask and the rate of all its dropouts, None for its own, and gives what each of its
+# members says.
+HEADS: dict[str, Callable[[keras.KerasTensor, keras.KerasTensor, float | None], list[keras.KerasTensor]]] = {
     "motion": motion_head,
-    "notebook": notebook_head,
+    "notebook": lambda features, mask, dropout: [notebook_head(features, mask, dropout)],
 }
 
 
@@ -129,22 +141,12 @@ def build_model(config: ModelConfig, spec: ClipSpec, num_classes: int) -> FusedM
       BackboneError: see `build_backbone`.
       ModelError: there is no such head.
     """
-    if config.head not in HEADS:
-        raise ModelError(f"There is no head {config.head}; there are {', '.join(HEADS)}.")
-    preprocess, backbone = build_backbone(config.backbone, config.backbone_weights, spec)
-    frozen, trained = freeze_blocks(config.backbone, backbone, config.fine_tune)
     frames = keras.Input((spec.num_frames, spec.height, spec.width, 3), dtype="uint8", name="frames")
     mask = keras.Input((spec.num_frames,), dtype="bool", name="mask")
     inputs = {"frames": frames, "mask": mask}
-
-    features = keras.Input((spec.num_frames, BACKBONES[config.backbone].features))
-    head = keras.Model([features, mask], HEADS[config.head](features, mask, config.dropout), name="head")
-    # float32 whatever the policy: a half-precision softmax and loss lose the small probabilities.
-    logits = layers.Dense(num_classes, dtype="float32", name="logits")
-
-    def classify(pooled: keras.KerasTensor) -> keras.KerasTensor:
-        # The name is how `feature_extractor` finds the features in either model.
-        return logits(head([layers.Identity(name=_POOLED)(pooled), mask]))
+    classify = build_head(config, mask, num_classes)
+    preprocess, backbone = build_backbone(config.backbone, config.backbone_weights, spec)
+    frozen, trained = freeze_blocks(config.backbone, backbone, config.fine_tune)
 
     encoded = _apply_to_real_frames(lambda real: backbone(preprocess(real)), frames, mask)
     fused = keras.Model(inputs, classify(encoded), name="vidpipe")
@@ -160,6 +162,45 @@ def build_model(config: ModelConfig, spec: ClipSpec, num_classes: int) -> FusedM
         frozen=keras.Model(inputs, below, name="frozen"),
         trained=keras.Model({"features": stored, "mask": mask}, classify(above), name="trained"),
     )
+
+
+def build_head(
+    config: ModelConfig, mask: keras.KerasTensor, num_classes: int
+) -> Callable[[keras.KerasTensor], keras.KerasTensor]:
+    """What follows the backbone: features [B, T, D] -> logits float32 [B, classes], as often as it is called.
+
+    Args:
+      config: backbone, head and its dropout.
+      mask: bool [B, T].
+      num_classes: length of the logits.
+
+    Raises:
+      ModelError: there is no such head.
+    """
+    if config.head not in HEADS:
+        raise ModelError(f"There is no head {config.head}; there are {', '.join(HEADS)}.")
+    features = keras.Input((mask.shape[1], BACKBONES[config.backbone].features))
+    members = HEADS[config.head](features, mask, config.dropout)
+    head = keras.Model([features, mask], ops.stack(members, axis=1), name="head")
+    # A matrix of its own for each member, begun as a Dense layer's, by Glorot's uniform rule.
+    largest = math.sqrt(6 / (members[0].shape[-1] + num_classes))
+    # float32 whatever the policy: a half-precision softmax and loss lose the small probabilities.
+    logits = layers.EinsumDense(
+        "bme,mec->bmc",
+        (len(members), num_classes),
+        bias_axes="mc",
+        kernel_initializer=keras.initializers.RandomUniform(-largest, largest),
+        dtype="float32",
+        name="logits",
+    )
+    average = layers.GlobalAveragePooling1D(dtype="float32", name="average")
+
+    def classify(pooled: keras.KerasTensor) -> keras.KerasTensor:
+        # The names are how `feature_extractor` and `member_logits` find their tensors in either model.
+        each = logits(head([layers.Identity(name=_POOLED)(pooled), mask]))
+        return average(layers.Identity(dtype="float32", name=_MEMBERS)(each))
+
+    return classify
 
 
 def _apply_to_real_frames(
@@ -200,6 +241,15 @@ def feature_extractor(model: keras.Model) -> keras.Model:
     return keras.Model(model.input, model.get_layer(_POOLED).output)
 
 
+def member_logits(model: keras.Model) -> keras.Model:
+    """A model before its members are averaged: its inputs -> logits float32 [B, members, classes].
+
+    Args:
+      model: as `feature_extractor` takes it; the two share their variables.
+    """
+    return keras.Model(model.input, model.get_layer(_MEMBERS).output)
+
+
 def classifier(model: keras.Model) -> keras.Model:
     """The part of a model behind its features: {"features": [B, T, D], "mask": bool [B, T]} -> logits.
 
@@ -209,8 +259,8 @@ def classifier(model: keras.Model) -> keras.Model:
     pooled = model.get_layer(_POOLED).output
     features = keras.Input(pooled.shape[1:], dtype=pooled.dtype, name="features")
     mask = keras.Input(pooled.shape[1:2], dtype="bool", name="mask")
-    logits = model.get_layer("logits")(model.get_layer("head")([features, mask]))
-    return keras.Model({"features": features, "mask": mask}, logits)
+    each = model.get_layer("logits")(model.get_layer("head")([features, mask]))
+    return keras.Model({"features": features, "mask": mask}, model.get_layer("average")(each))
 
 
 def adapt_standardization(

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from vidpipe.config import TrainConfig
+from vidpipe.model import member_logits
 
 Inputs = dict[str, tf.Tensor]
 # What a step adds up over the clips of all replicas: see `Steps.train`.
@@ -43,7 +44,7 @@ class Steps:
 
     Args:
       config: `accumulate`, `label_smoothing`, `optimizer.clip_norm`.
-      model: inputs -> logits float32 [B, C].
+      model: as `member_logits` takes it. Each member is trained by a loss of its own.
       optimizer: built for the model's trainable variables.
       strategy: in whose scope both were made.
       class_weights: float32 [C].
@@ -58,6 +59,7 @@ class Steps:
         class_weights: np.ndarray,
     ) -> None:
         self._config, self._model, self._optimizer = config, model, optimizer
+        self._members = member_logits(model)
         self._strategy, self._class_weights = strategy, class_weights
         self.train = tf.function(self._train)
         self.evaluate = tf.function(self._evaluate)
@@ -72,8 +74,9 @@ class Steps:
           note: float32 []; what one worker notes, all of them read in the sum.
 
         Returns:
-          float32 [4]: over all clips the sums of loss, of right answers and of weights, and the notes'. The
-          first is not finite where the loss or a gradient is not, unless loss scaling deals with the latter.
+          float32 [4]: over all clips the sums of loss (the mean of the members'), of right answers and of
+          weights, and the notes'. The first is not finite where the loss or a gradient is not, unless loss
+          scaling deals with the latter.
         """
         sums = self._strategy.run(self._update, args=(inputs, label, weight, note))
         return self._strategy.reduce("SUM", sums, axis=None)
@@ -131,13 +134,21 @@ class Steps:
         self, inputs: Inputs, label: tf.Tensor, weight: tf.Tensor, whole: tf.Tensor
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         with tf.GradientTape() as tape:
-            logits = self._model(inputs, training=True)
-            shares = _shares(label, logits.shape[1])
+            each = self._members(inputs, training=True)
+            _, num_members, num_classes = each.shape
+            shares = _shares(label, num_classes)
             weighted = weight * tf.linalg.matvec(shares, self._class_weights)
-            losses = weighted * clip_losses(shares, logits, self._config.label_smoothing)
+            member_losses = clip_losses(
+                tf.repeat(shares, num_members, axis=0),
+                tf.reshape(each, [-1, num_classes]),
+                self._config.label_smoothing,
+            )
+            losses = weighted * tf.reduce_mean(tf.reshape(member_losses, [-1, num_members]), axis=1)
             loss = self._optimizer.scale_loss(tf.reduce_sum(losses) / whole)
         gradients: list[tf.Tensor] = tape.gradient(loss, self._model.trainable_variables)
-        right = tf.cast(tf.argmax(shares, axis=1) == tf.argmax(logits, axis=1), tf.float32)
+        right = tf.cast(
+            tf.argmax(shares, axis=1) == tf.argmax(tf.reduce_mean(each, axis=1), axis=1), tf.float32
+        )
         return gradients, tf.stack(
             [tf.reduce_sum(losses), tf.reduce_sum(weight * right), tf.reduce_sum(weight)]
         )
