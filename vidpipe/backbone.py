@@ -51,12 +51,16 @@ def caffe_preprocess(frames: keras.KerasTensor) -> keras.KerasTensor:
     # float32 whatever the policy: in bfloat16 pixel values above 128 would lose their last bits before
     # the subtraction.
     mean = [103.939, 116.779, 123.68]
-    return layers.Normalization(mean=mean, variance=[1.0, 1.0, 1.0], dtype="float32")(bgr)
+    minus_mean = layers.Normalization(
+        mean=mean, variance=[1.0, 1.0, 1.0], dtype="float32", name="minus_imagenet_mean"
+    )
+    return minus_mean(bgr)
 
 
 def unit_preprocess(frames: keras.KerasTensor) -> keras.KerasTensor:
     """RGB 0..255 to -1..1."""
-    return layers.Rescaling(1 / 127.5, offset=-1, dtype="float32")(ops.cast(frames, "float32"))
+    to_unit = layers.Rescaling(1 / 127.5, offset=-1, dtype="float32", name="to_unit")
+    return to_unit(ops.cast(frames, "float32"))
 
 
 def no_preprocess(frames: keras.KerasTensor) -> keras.KerasTensor:

@@ -82,11 +82,11 @@ def notebook_head(
     `hard_sigmoid` is Keras 3's, x/6 + 0.5 cut at +-3; it keeps the layer off cuDNN's kernel.
     """
     first, second = (0.5, 0.4) if dropout is None else (dropout, dropout)
-    steps = layers.LSTM(456, dropout=first, recurrent_activation="hard_sigmoid", return_sequences=True)(
-        features, mask=mask
+    first_lstm = layers.LSTM(
+        456, dropout=first, recurrent_activation="hard_sigmoid", return_sequences=True, name="first_lstm"
     )
-    last = layers.LSTM(8)(steps, mask=mask)
-    return layers.Dense(8, activation="relu")(layers.Dropout(second)(last))
+    last = layers.LSTM(8, name="second_lstm")(first_lstm(features, mask=mask), mask=mask)
+    return layers.Dense(8, activation="relu", name="dense")(layers.Dropout(second, name="dropout")(last))
 
 
 def motion_head(
@@ -113,11 +113,14 @@ def motion_head(
     motion = ops.concatenate([difference, ops.abs(difference)], axis=-1)
     mean_frame = ops.sum(standardized, axis=1) / num_real
     members = []
-    for _ in range(_NUM_MEMBERS):
-        steps = layers.LSTM(64, return_sequences=True)(layers.Dropout(usual)(motion), mask=mask)
+    for member in range(_NUM_MEMBERS):
+        dropout_motion = layers.Dropout(usual, name=f"motion_dropout_{member}")
+        dropout_step = layers.Dropout(usual, name=f"step_dropout_{member}")
+        dropout_frame = layers.Dropout(strong, name=f"frame_dropout_{member}")
+        lstm = layers.LSTM(64, return_sequences=True, name=f"lstm_{member}")
+        steps = lstm(dropout_motion(motion), mask=mask)
         mean_step = ops.sum(ops.cast(steps, "float32") * real, axis=1) / num_real
-        parts = [layers.Dropout(usual)(mean_step), layers.Dropout(strong)(mean_frame)]
-        members.append(ops.concatenate(parts, axis=-1))
+        members.append(ops.concatenate([dropout_step(mean_step), dropout_frame(mean_frame)], axis=-1))
     return members
 
 
@@ -247,7 +250,7 @@ def member_logits(model: keras.Model) -> keras.Model:
     Args:
       model: as `feature_extractor` takes it; the two share their variables.
     """
-    return keras.Model(model.input, model.get_layer(_MEMBERS).output)
+    return keras.Model(model.input, model.get_layer(_MEMBERS).output, name=_MEMBERS)
 
 
 def classifier(model: keras.Model) -> keras.Model:
