@@ -86,10 +86,10 @@ def info(data_dir: str) -> shards.DatasetInfo:
 
 @pytest.fixture(scope="session")
 def train_config(data_dir: str) -> Callable[..., TrainConfig]:
-    """Makes a quick run on `data_dir`: random VGG16, 3 epochs of 3 steps."""
+    """Makes a quick run on `data_dir`: random VGG16, 2 members in the head, 3 epochs of 3 steps."""
 
     def make(run_dir: Path, fine_tune: str = "none", head: str = "motion", **changes: object) -> TrainConfig:
-        model = ModelConfig(backbone_weights="none", fine_tune=fine_tune, head=head)
+        model = ModelConfig(backbone_weights="none", fine_tune=fine_tune, head=head, members=2)
         settings: dict = {"epochs": 3, "batch_size": 3, "model": model}
         return TrainConfig(data_dir=data_dir, run_dir=str(run_dir), **(settings | changes))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vidpipe import evaluate, model, shards, train
-from vidpipe.config import RECIPES
+from vidpipe.config import RECIPES, ModelConfig
 from vidpipe.feature_cache import FeatureTable
 
 
@@ -26,7 +26,7 @@ def test_a_row_is_the_run_of_the_trainer(
     data = accuracy_table.read_data(data_dir, "none")
     config = accuracy_table.run_config("frozen", data, 2, tmp_path / "run")
     assert (config.batch_size, config.epochs, config.seed) == (16, 3, 2)
-    probabilities = accuracy_table.fit_head("motion", data, 2, tmp_path / "row")
+    probabilities = accuracy_table.fit_head("motion", None, data, 2, tmp_path / "row")
     train.train(config)
     folder = evaluate.evaluate(str(tmp_path / "run"), data.data_dir, "test").folder
     written = np.genfromtxt(folder / "predictions.csv", delimiter=",", skip_header=1)[:, 3:]
@@ -39,12 +39,12 @@ def test_controls_do_not_know_the_order(head: str) -> None:
     random = np.random.default_rng(1)
     features, mask = random.normal(size=(2, 5, 8)).astype(np.float32), np.arange(5) < [[5], [3]]
     inputs = [keras.Input((5, 8)), keras.Input((5,), dtype="bool")]
-    control = keras.Model(inputs, getattr(accuracy_table, head)(*inputs, None))
+    control = keras.Model(inputs, getattr(accuracy_table, head)(*inputs, ModelConfig()))
     backwards = features.copy()
     backwards[0], backwards[1, :3] = features[0, ::-1], features[1, 2::-1]
     for forward, backward in zip(control([features, mask]), control([backwards, mask]), strict=True):
         np.testing.assert_allclose(forward, backward, atol=1e-5)
-    motion = keras.Model(inputs, model.motion_head(inputs[0], inputs[1], None))
+    motion = keras.Model(inputs, model.motion_head(inputs[0], inputs[1], ModelConfig()))
     assert np.abs(motion([features, mask])[0] - motion([backwards, mask])[0]).max() > 0.01
 
 

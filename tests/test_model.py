@@ -245,6 +245,11 @@ def test_dropout_replaces_every_rate_of_the_head(head: str, own: list[float]) ->
     assert _dropout_rates(head, 0.0) == [0.0] * len(own)
 
 
+def test_no_member_at_all_is_refused() -> None:
+    with pytest.raises(ConfigError, match="members must be at least 1; got 0"):
+        ModelConfig(members=0)
+
+
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
 def test_a_dropout_that_is_no_rate_is_refused(dropout: float) -> None:
     with pytest.raises(ConfigError, match=r"dropout must be in \[0, 1\); got"):
@@ -252,8 +257,8 @@ def test_a_dropout_that_is_no_rate_is_refused(dropout: float) -> None:
 
 
 def test_members_begin_differently_and_their_logits_are_averaged(inputs: dict) -> None:
-    for head, num_members in (("motion", 5), ("notebook", 1)):
-        model = _build(head).fused
+    for head, wanted, num_members in (("motion", None, 5), ("notebook", None, 1), ("notebook", 3, 3)):
+        model = _build(head, members=wanted).fused
         each = model_module.member_logits(model)(inputs).numpy()
         assert each.shape == (3, num_members, 3)
         np.testing.assert_allclose(model(inputs), each.mean(axis=1), atol=1e-6)

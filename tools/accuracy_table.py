@@ -11,11 +11,13 @@ of batches of 64, the last tenth of the training videos for validation, the weig
 loss. The videos are listed class by class, so that this tenth is of one class.
 notebook shuffled: the same from a shuffled list.
 probe: logistic regression on the mean absolute difference of successive frames' features. It has no seed.
-motion: as `train.py --recipe=frozen` trains it. notebook head: with --head=notebook.
+motion: as `train.py --recipe=frozen` trains it. one member: with --members=1. notebook head: with
+--head=notebook.
 mean frame, frames shuffled: controls, without the order of the frames. The mean of their features alone; and
 the motion head on frames in an order that means nothing (of a hash of their features).
-block5, block4: fine-tuned with `--recipe=fine_tune --augment=flip` from the motion run of the same seed. They
-pass frames through the backbone in every epoch, for which there should be a GPU; --rows must name them.
+block5, block4: fine-tuned with `--recipe=fine_tune` from the motion run of the same seed; block5 flipped and
+block4 flipped with --augment=flip too. --rows must name them: they train convolutions, and the flipped ones
+pass frames through all of them in every epoch, for which there should be a GPU.
 
 Rows are trained on train, which epoch is kept is decided on val, and what is counted is test. With
 --cross_validate test is left alone: train and val together are cut into five parts that share no group,
@@ -170,7 +172,8 @@ def fit_notebook(shuffled: bool, data: Data, seed: int, run_dir: Path) -> np.nda
     features = keras.Input(train.features.shape[1:])
     mask = keras.Input(train.mask.shape[1:], dtype="bool")
     probabilities = layers.Dense(len(data.info.classes), activation="softmax")
-    model = keras.Model([features, mask], probabilities(notebook_head(features, mask)))
+    (head,) = notebook_head(features, mask, ModelConfig())
+    model = keras.Model([features, mask], probabilities(head))
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     run_dir.mkdir(parents=True, exist_ok=True)
     best = f"{run_dir}/best.weights.h5"
@@ -188,7 +191,7 @@ def fit_notebook(shuffled: bool, data: Data, seed: int, run_dir: Path) -> np.nda
     return model.predict([test.features, test.mask], verbose=0)
 
 
-def fit_head(head: str, data: Data, seed: int, run_dir: Path) -> np.ndarray:
+def fit_head(head: str, members: int | None, data: Data, seed: int, run_dir: Path) -> np.ndarray:
     """A frozen run, as `train.train` does it, from these tables."""
     import keras
     import tensorflow as tf
@@ -198,7 +201,7 @@ def fit_head(head: str, data: Data, seed: int, run_dir: Path) -> np.ndarray:
     from vidpipe.model import build_model, classifier, load_model
     from vidpipe.optimizer import build_optimizer
 
-    config = run_config("frozen", data, seed, run_dir, head=head)
+    config = run_config("frozen", data, seed, run_dir, head=head, members=members)
     keras.utils.set_random_seed(seed)
     model = build_model(config.model, data.info.clip.model_spec(), len(data.info.classes))
     assert model.trained is not None and config.batch_size is not None
@@ -215,15 +218,15 @@ def fit_head(head: str, data: Data, seed: int, run_dir: Path) -> np.ndarray:
     return tf.nn.softmax(tf.concat(logits, axis=0)).numpy()
 
 
-def fit_fine_tuned(block: str, data: Data, seed: int, run_dir: Path) -> np.ndarray:
+def fit_fine_tuned(block: str, augment: str, data: Data, seed: int, run_dir: Path) -> np.ndarray:
     """A fine-tuned run from the frozen one of the same seed, evaluated on frames."""
     from vidpipe import evaluate, train
 
     frozen = run_dir.parents[2] / "motion" / str(seed) / "run"
     if not (frozen / "metrics.json").exists():
-        fit_head("motion", data, seed, frozen)
+        fit_head("motion", None, data, seed, frozen)
     config = run_config("fine_tune", data, seed, run_dir, fine_tune=block)
-    train.train(replace(config, init_from=str(frozen), augment="flip"))
+    train.train(replace(config, init_from=str(frozen), augment=augment))
     folder = evaluate.evaluate(str(run_dir), data.data_dir, "test").folder
     with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
         return np.array([[float(row[name]) for name in data.info.classes] for row in csv.DictReader(file)])
@@ -239,7 +242,7 @@ def run_config(recipe: str, data: Data, seed: int, run_dir: Path, **model: Any) 
     return TrainConfig(data.data_dir, str(run_dir), config, optimizer, seed=seed, **values)
 
 
-def mean_frame_head(features: Any, mask: Any, dropout: float | None) -> list[Any]:
+def mean_frame_head(features: Any, mask: Any, config: ModelConfig) -> list[Any]:
     """A control: the mean of the real frames' features, standardized, behind dropout."""
     from keras import layers, ops
 
@@ -248,7 +251,7 @@ def mean_frame_head(features: Any, mask: Any, dropout: float | None) -> list[Any
     return [layers.Dropout(0.5)(ops.sum(standardized, axis=1) / ops.sum(real, axis=1))]
 
 
-def shuffled_head(features: Any, mask: Any, dropout: float | None) -> list[Any]:
+def shuffled_head(features: Any, mask: Any, config: ModelConfig) -> list[Any]:
     """A control: the motion head on frames in an order that means nothing, the same for a clip each time."""
     from keras import ops
 
@@ -257,7 +260,7 @@ def shuffled_head(features: Any, mask: Any, dropout: float | None) -> list[Any]:
     # Far digits of a sum of features: as good as random, and they need no state.
     key = 1e4 * ops.sum(ops.cast(features, "float32"), axis=-1)
     order = ops.argsort(ops.where(mask, key - ops.floor(key), 2.0), axis=1)
-    return motion_head(ops.take_along_axis(features, order[:, :, None], axis=1), mask, dropout)
+    return motion_head(ops.take_along_axis(features, order[:, :, None], axis=1), mask, config)
 
 
 CONTROLS = {"mean_frame": mean_frame_head, "shuffled": shuffled_head}
@@ -266,15 +269,18 @@ ROWS: dict[str, Fit] = {
     "notebook as listed": partial(fit_notebook, False),
     "notebook shuffled": partial(fit_notebook, True),
     "probe": fit_probe,
-    "mean frame": partial(fit_head, "mean_frame"),
-    "frames shuffled": partial(fit_head, "shuffled"),
-    "notebook head": partial(fit_head, "notebook"),
-    "motion": partial(fit_head, "motion"),
-    "block5": partial(fit_fine_tuned, "block5"),
-    "block4": partial(fit_fine_tuned, "block4"),
+    "mean frame": partial(fit_head, "mean_frame", None),
+    "frames shuffled": partial(fit_head, "shuffled", None),
+    "notebook head": partial(fit_head, "notebook", None),
+    "one member": partial(fit_head, "motion", 1),
+    "motion": partial(fit_head, "motion", None),
+    "block5": partial(fit_fine_tuned, "block5", "none"),
+    "block4": partial(fit_fine_tuned, "block4", "none"),
+    "block5 flipped": partial(fit_fine_tuned, "block5", "flip"),
+    "block4 flipped": partial(fit_fine_tuned, "block4", "flip"),
 }
 _ONLY_HEAD = ("notebook as listed", "notebook shuffled")
-_ONLY_NAMED = ("block5", "block4")
+_ONLY_NAMED = ("block5", "block4", "block5 flipped", "block4 flipped")
 
 
 def answers(name: str, data: Data, folder: Path, seed: int, cross_validate: bool) -> np.ndarray:

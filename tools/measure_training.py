@@ -489,7 +489,8 @@ def notebook_job(video_dir: str, videos: list[VideoRow], clip: ClipConfig) -> Jo
     feature_input = keras.Input(features.shape[1:])
     mask_input = keras.Input(mask.shape[1:], dtype="bool")
     probabilities = layers.Dense(len(classes), activation="softmax")
-    model = keras.Model([feature_input, mask_input], probabilities(notebook_head(feature_input, mask_input)))
+    (head,) = notebook_head(feature_input, mask_input, ModelConfig())
+    model = keras.Model([feature_input, mask_input], probabilities(head))
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     with tempfile.TemporaryDirectory() as folder:
         best = keras.callbacks.ModelCheckpoint(

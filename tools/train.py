@@ -47,6 +47,12 @@ _FINE_TUNE = flags.DEFINE_enum(
     "fine_tune", ModelConfig.fine_tune, FINE_TUNE, "The lowest backbone block to train; none freezes it."
 )
 _HEAD = flags.DEFINE_string("head", ModelConfig.head, "What follows the backbone: motion or notebook.")
+_MEMBERS = flags.DEFINE_integer(
+    "members",
+    None,
+    "Heads whose logits are averaged; left out, 5 of motion, 1 of notebook.",
+    lower_bound=1,
+)
 _DROPOUT = flags.DEFINE_float("dropout", None, "Of the whole head; left out, the head's own rates.")
 
 _EPOCHS = flags.DEFINE_integer("epochs", TrainConfig.epochs, "Passes over train.")
@@ -133,6 +139,7 @@ def _read_config() -> TrainConfig:
             backbone_weights=value(_BACKBONE_WEIGHTS),
             fine_tune=value(_FINE_TUNE),
             head=value(_HEAD),
+            members=value(_MEMBERS),
             dropout=value(_DROPOUT),
         ),
         optimizer=OptimizerConfig(

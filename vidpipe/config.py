@@ -186,6 +186,8 @@ class ModelConfig:
         without its classifier.
       fine_tune: the lowest backbone block that is trained; `none` freezes all of it.
       head: a key of `model.HEADS`.
+      members: heads that differ in their start, and whose logits are averaged; None leaves the head its own
+        number, 5 of `motion` and 1 of `notebook`.
       dropout: the rate of all the head's dropouts, 0 for none; None leaves each its own.
     """
 
@@ -193,10 +195,13 @@ class ModelConfig:
     backbone_weights: str = "imagenet"
     fine_tune: str = "none"
     head: str = "motion"
+    members: int | None = None
     dropout: float | None = None
 
     def __post_init__(self) -> None:
         _check_choice("fine_tune", self.fine_tune, FINE_TUNE)
+        if self.members is not None and self.members < 1:
+            raise ConfigError(f"members must be at least 1; got {self.members}.")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must be in [0, 1); got {self.dropout}.")
 

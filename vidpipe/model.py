@@ -25,7 +25,6 @@ from vidpipe.spec import ClipSpec, VidpipeError
 CARD_NAME = "vidpipe.json"
 _POOLED = "pooled"
 _MEMBERS = "members"
-_NUM_MEMBERS = 5
 _STANDARDIZE = "standardize"
 
 
@@ -75,22 +74,27 @@ class FusedModel:
 
 
 def notebook_head(
-    features: keras.KerasTensor, mask: keras.KerasTensor, dropout: float | None = None
-) -> keras.KerasTensor:
-    """The head of the notebook that vidpipe replaces: [B, T, D] and bool [B, T] -> [B, 8].
+    features: keras.KerasTensor, mask: keras.KerasTensor, config: ModelConfig
+) -> list[keras.KerasTensor]:
+    """The head of the notebook that vidpipe replaces: [B, T, D] and bool [B, T] -> 1 x [B, 8].
 
     `hard_sigmoid` is Keras 3's, x/6 + 0.5 cut at +-3; it keeps the layer off cuDNN's kernel.
     """
-    first, second = (0.5, 0.4) if dropout is None else (dropout, dropout)
-    first_lstm = layers.LSTM(
-        456, dropout=first, recurrent_activation="hard_sigmoid", return_sequences=True, name="first_lstm"
-    )
-    last = layers.LSTM(8, name="second_lstm")(first_lstm(features, mask=mask), mask=mask)
-    return layers.Dense(8, activation="relu", name="dense")(layers.Dropout(second, name="dropout")(last))
+    inner, outer = (0.5, 0.4) if config.dropout is None else (config.dropout, config.dropout)
+    members = []
+    for member in range(config.members or 1):
+        first = layers.LSTM(
+            456, dropout=inner, recurrent_activation="hard_sigmoid", return_sequences=True,
+            name=f"first_lstm_{member}",
+        )  # fmt: skip
+        last = layers.LSTM(8, name=f"second_lstm_{member}")(first(features, mask=mask), mask=mask)
+        kept = layers.Dropout(outer, name=f"dropout_{member}")(last)
+        members.append(layers.Dense(8, activation="relu", name=f"dense_{member}")(kept))
+    return members
 
 
 def motion_head(
-    features: keras.KerasTensor, mask: keras.KerasTensor, dropout: float | None = None
+    features: keras.KerasTensor, mask: keras.KerasTensor, config: ModelConfig
 ) -> list[keras.KerasTensor]:
     """LSTMs over what changes between frames, beside the mean frame: [B, T, D], bool [B, T] -> 5 x [B, E].
 
@@ -99,12 +103,10 @@ def motion_head(
     themselves: those tell where a video was taken, and from few videos an LSTM learns just that. The mean
     over the frames, behind a strong dropout, is how appearance still gets a say.
 
-    Five such members differ in their start and their dropout, each is trained for itself, and their logits
-    are averaged (Lakshminarayanan et al., "Simple and Scalable Predictive Uncertainty Estimation using Deep
-    Ensembles", 2017): with few videos, the luck of one alone is worth 3 to 6 points of accuracy. Measurements
-    are in BUILD_NOTES.md.
+    There are five members where `config` does not say how many: with few videos, the luck of one alone is
+    worth 3 to 6 points of accuracy. Measurements are in BUILD_NOTES.md.
     """
-    usual, strong = (0.5, 0.8) if dropout is None else (dropout, dropout)
+    usual, strong = (0.5, 0.8) if config.dropout is None else (config.dropout, config.dropout)
     real = ops.expand_dims(ops.cast(mask, "float32"), -1)
     num_real = ops.sum(real, axis=1)
     standardized = layers.Normalization(dtype="float32", name=_STANDARDIZE)(features) * real
@@ -113,7 +115,7 @@ def motion_head(
     motion = ops.concatenate([difference, ops.abs(difference)], axis=-1)
     mean_frame = ops.sum(standardized, axis=1) / num_real
     members = []
-    for member in range(_NUM_MEMBERS):
+    for member in range(config.members or 5):
         dropout_motion = layers.Dropout(usual, name=f"motion_dropout_{member}")
         dropout_step = layers.Dropout(usual, name=f"step_dropout_{member}")
         dropout_frame = layers.Dropout(strong, name=f"frame_dropout_{member}")
@@ -124,11 +126,11 @@ def motion_head(
     return members
 
 
-# Each takes features, mask and the rate of all its dropouts, None for its own, and gives what each of its
-# members says.
-HEADS: dict[str, Callable[[keras.KerasTensor, keras.KerasTensor, float | None], list[keras.KerasTensor]]] = {
+# Each takes features, mask and the settings of a model, and gives what each of its members says. Their layers
+# have names: Keras numbers nameless ones through a process, and TensorFlow orders sums by name.
+HEADS: dict[str, Callable[[keras.KerasTensor, keras.KerasTensor, ModelConfig], list[keras.KerasTensor]]] = {
     "motion": motion_head,
-    "notebook": lambda features, mask, dropout: [notebook_head(features, mask, dropout)],
+    "notebook": notebook_head,
 }
 
 
@@ -136,7 +138,7 @@ def build_model(config: ModelConfig, spec: ClipSpec, num_classes: int) -> FusedM
     """Builds the fused model in the dtype policy in force; its backbone is frozen as `config` says.
 
     Args:
-      config: backbone, weights, what is trained, head and its dropout.
+      config: backbone, weights, what is trained, head, its members and dropout.
       spec: the clips' shape.
       num_classes: length of the logits.
 
@@ -172,8 +174,12 @@ def build_head(
 ) -> Callable[[keras.KerasTensor], keras.KerasTensor]:
     """What follows the backbone: features [B, T, D] -> logits float32 [B, classes], as often as it is called.
 
+    A head's members differ in their start and their dropout, each is trained for itself, and their logits are
+    averaged (Lakshminarayanan et al., "Simple and Scalable Predictive Uncertainty Estimation using Deep
+    Ensembles", 2017).
+
     Args:
-      config: backbone, head and its dropout.
+      config: backbone, head, its members and dropout.
       mask: bool [B, T].
       num_classes: length of the logits.
 
@@ -183,7 +189,7 @@ def build_head(
     if config.head not in HEADS:
         raise ModelError(f"There is no head {config.head}; there are {', '.join(HEADS)}.")
     features = keras.Input((mask.shape[1], BACKBONES[config.backbone].features))
-    members = HEADS[config.head](features, mask, config.dropout)
+    members = HEADS[config.head](features, mask, config)
     head = keras.Model([features, mask], ops.stack(members, axis=1), name="head")
     # A matrix of its own for each member, begun as a Dense layer's, by Glorot's uniform rule.
     largest = math.sqrt(6 / (members[0].shape[-1] + num_classes))
