@@ -297,6 +297,16 @@ class _LaterSteps:
     estimated_mib: float
 
 
+def _peak_bytes(device: str) -> int:
+    """The most that tensors took on a device so far; 0 where TensorFlow does not count."""
+    import tensorflow as tf
+
+    try:
+        return int(tf.config.experimental.get_memory_info(device)["peak"])
+    except ValueError:  # a CPU whose allocator is not oneDNN's
+        return 0
+
+
 def _later_steps(
     fine_tune: str, precision: str, spec: ClipSpec, num_clips: int, repeats: int, with_xla: bool
 ) -> _LaterSteps:
@@ -311,7 +321,7 @@ def _later_steps(
     fused = build_fused(config, spec)
     step, arguments = training_step(fused, config, precision, batch)
     _spent_sec(partial(step, *arguments), 1)
-    peak = tf.config.experimental.get_memory_info(device)["peak"]
+    peak = _peak_bytes(device)
 
     calls = {"ours": (step, arguments), "bare convolutions": bare_convolutions(fused, batch)}
     if fine_tune == "none":
