@@ -62,10 +62,10 @@ def test_predicting_a_file_equals_evaluating_its_record(
         assert (missing.path, missing.error, missing.probabilities) == (paths[1], "no such file", {})
     for row, prediction in zip(rows, predictions, strict=True):
         assert prediction.predicted == row["predicted"]
-        # these records hold the frames bit for bit, and so do the probabilities, whatever is beside them
-        assert {name: prediction.probabilities[name] for name in ("tall", "wide")} == {
-            name: float(row[name]) for name in ("tall", "wide")
-        }
+        # These records hold the frames bit for bit; how many share a batch may move the last bits of a sum.
+        assert prediction.probabilities == pytest.approx(
+            {name: float(row[name]) for name in ("tall", "wide")}, abs=1e-6
+        )
         assert list(prediction.probabilities.values()) == sorted(
             prediction.probabilities.values(), reverse=True
         )

@@ -33,7 +33,7 @@ _TIMELINE = flags.DEFINE_string("timeline", None, "This folder gets a table and 
 _WINDOW_SEC = flags.DEFINE_float("window_sec", 2, "With --timeline: length of a window.", lower_bound=0.01)
 _HOP_SEC = flags.DEFINE_float("hop_sec", 1, "With --timeline: from window to window.", lower_bound=0.01)
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 8, "Clips per step. With 8 probabilities are those of evaluate.py, to the bit on a CPU.",
+    "batch_size", 8, "Clips per step, as in evaluate.py.",
     lower_bound=1,
 )  # fmt: skip
 _TIMEOUT_SEC = flags.DEFINE_float(
