@@ -54,18 +54,20 @@ def test_predicting_a_file_equals_evaluating_its_record(
     evaluation = evaluate.evaluate(str(tmp_path), str(tmp_path / "data"), "test", batch_size=batch_size)
     with (evaluation.folder / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
+    written = [{name: float(row[name]) for name in ("tall", "wide")} for row in rows]
     paths = [str(wide_and_tall / row["video_id"]) for row in rows]
+    # These records hold the frames bit for bit: in the batches of an evaluation so do the probabilities.
+    alike = list(predict.predict(str(tmp_path), paths, batch_size))
+    assert [prediction.probabilities for prediction in alike] == written
     # so that other videos share a batch, and in one there is but one
     paths[1:1] = [str(tmp_path / "nowhere.avi")] * 2
     predictions = list(predict.predict(str(tmp_path), paths, batch_size))
     for missing in (predictions.pop(1), predictions.pop(1)):
         assert (missing.path, missing.error, missing.probabilities) == (paths[1], "no such file", {})
-    for row, prediction in zip(rows, predictions, strict=True):
+    for row, expected, prediction in zip(rows, written, predictions, strict=True):
         assert prediction.predicted == row["predicted"]
-        # These records hold the frames bit for bit; how many share a batch may move the last bits of a sum.
-        assert prediction.probabilities == pytest.approx(
-            {name: float(row[name]) for name in ("tall", "wide")}, abs=1e-6
-        )
+        # How many frames share a batch may move the last bit of a float32.
+        assert prediction.probabilities == pytest.approx(expected, rel=0, abs=1e-6)
         assert list(prediction.probabilities.values()) == sorted(
             prediction.probabilities.values(), reverse=True
         )
