@@ -39,13 +39,23 @@ def test_controls_do_not_know_the_order(head: str) -> None:
     random = np.random.default_rng(1)
     features, mask = random.normal(size=(2, 5, 8)).astype(np.float32), np.arange(5) < [[5], [3]]
     inputs = [keras.Input((5, 8)), keras.Input((5,), dtype="bool")]
-    control = keras.Model(inputs, getattr(accuracy_table, head)(*inputs, ModelConfig()))
+    control = keras.Model(inputs, getattr(accuracy_table, head)(*inputs)(0))
     backwards = features.copy()
     backwards[0], backwards[1, :3] = features[0, ::-1], features[1, 2::-1]
-    for forward, backward in zip(control([features, mask]), control([backwards, mask]), strict=True):
-        np.testing.assert_allclose(forward, backward, atol=1e-5)
-    motion = keras.Model(inputs, model.motion_head(inputs[0], inputs[1], ModelConfig()))
-    assert np.abs(motion([features, mask])[0] - motion([backwards, mask])[0]).max() > 0.01
+    np.testing.assert_allclose(control([features, mask]), control([backwards, mask]), atol=1e-5)
+    motion = keras.Model(inputs, model.motion_head(*inputs)(0))
+    assert np.abs(motion([features, mask]) - motion([backwards, mask])).max() > 0.01
+
+
+def test_controls_are_heads_with_members_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "HEADS", dict(model.HEADS))
+    accuracy_table.add_controls()
+    mask = keras.Input((4,), dtype="bool")
+    for head, num_members in (("mean_frame", 1), ("shuffled", 5)):
+        features = keras.Input((4, 512))
+        logits = model.build_head(ModelConfig(head=head), mask, 3)(features)
+        each = model.member_logits(keras.Model([features, mask], logits))
+        assert each.output.shape == (None, num_members, 3)
 
 
 def test_folds_hold_each_clip_out_once_and_part_no_group(data: accuracy_table.Data) -> None:

@@ -48,6 +48,7 @@ from vidpipe.spec import VidpipeError
 
 if TYPE_CHECKING:
     from vidpipe.feature_cache import FeatureTable
+    from vidpipe.model import Member
     from vidpipe.shards import DatasetInfo
 
 _DATA_DIR = flags.DEFINE_list("data_dir", None, "Datasets of tools/convert_videos.py.", required=True)
@@ -172,8 +173,7 @@ def fit_notebook(shuffled: bool, data: Data, seed: int, run_dir: Path) -> np.nda
     features = keras.Input(train.features.shape[1:])
     mask = keras.Input(train.mask.shape[1:], dtype="bool")
     probabilities = layers.Dense(len(data.info.classes), activation="softmax")
-    (head,) = notebook_head(features, mask, ModelConfig())
-    model = keras.Model([features, mask], probabilities(head))
+    model = keras.Model([features, mask], probabilities(notebook_head(features, mask)(0)))
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     run_dir.mkdir(parents=True, exist_ok=True)
     best = f"{run_dir}/best.weights.h5"
@@ -242,16 +242,17 @@ def run_config(recipe: str, data: Data, seed: int, run_dir: Path, **model: Any) 
     return TrainConfig(data.data_dir, str(run_dir), config, optimizer, seed=seed, **values)
 
 
-def mean_frame_head(features: Any, mask: Any, config: ModelConfig) -> list[Any]:
+def mean_frame_head(features: Any, mask: Any, dropout: float | None = None) -> "Member":
     """A control: the mean of the real frames' features, standardized, behind dropout."""
     from keras import layers, ops
 
     real = ops.expand_dims(ops.cast(mask, "float32"), -1)
     standardized = layers.Normalization(dtype="float32", name="standardize")(features) * real
-    return [layers.Dropout(0.5)(ops.sum(standardized, axis=1) / ops.sum(real, axis=1))]
+    mean_frame = ops.sum(standardized, axis=1) / ops.sum(real, axis=1)
+    return lambda number: layers.Dropout(0.5, name=f"dropout_{number}")(mean_frame)
 
 
-def shuffled_head(features: Any, mask: Any, config: ModelConfig) -> list[Any]:
+def shuffled_head(features: Any, mask: Any, dropout: float | None = None) -> "Member":
     """A control: the motion head on frames in an order that means nothing, the same for a clip each time."""
     from keras import ops
 
@@ -260,10 +261,17 @@ def shuffled_head(features: Any, mask: Any, config: ModelConfig) -> list[Any]:
     # Far digits of a sum of features: as good as random, and they need no state.
     key = 1e4 * ops.sum(ops.cast(features, "float32"), axis=-1)
     order = ops.argsort(ops.where(mask, key - ops.floor(key), 2.0), axis=1)
-    return motion_head(ops.take_along_axis(features, order[:, :, None], axis=1), mask, config)
+    return motion_head(ops.take_along_axis(features, order[:, :, None], axis=1), mask, dropout)
 
 
-CONTROLS = {"mean_frame": mean_frame_head, "shuffled": shuffled_head}
+def add_controls() -> None:
+    """Makes the controls heads that a run can have."""
+    from vidpipe.model import HEADS, Head
+
+    HEADS["mean_frame"] = Head(mean_frame_head, num_members=1)
+    HEADS["shuffled"] = Head(shuffled_head, HEADS["motion"].num_members)
+
+
 # By sampling-less name; the first two and the probe have samplings of their own.
 ROWS: dict[str, Fit] = {
     "notebook as listed": partial(fit_notebook, False),
@@ -335,9 +343,7 @@ def main(arguments: list[str]) -> None:
     if unknown:
         cli.usage_error(f"there is no row {unknown[0]}; there are {'; '.join(ROWS)}")
     cli.load_tensorflow()
-    from vidpipe import model
-
-    model.HEADS.update(CONTROLS)
+    add_controls()
     for module in ("backbone", "feature_cache", "train", "loop"):
         logging.getLogger(f"vidpipe.{module}").setLevel(logging.WARNING)
     found: dict[str, np.ndarray] = {}

@@ -499,7 +499,7 @@ def notebook_job(video_dir: str, videos: list[VideoRow], clip: ClipConfig) -> Jo
     feature_input = keras.Input(features.shape[1:])
     mask_input = keras.Input(mask.shape[1:], dtype="bool")
     probabilities = layers.Dense(len(classes), activation="softmax")
-    (head,) = notebook_head(feature_input, mask_input, ModelConfig())
+    head = notebook_head(feature_input, mask_input)(0)
     model = keras.Model([feature_input, mask_input], probabilities(head))
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     with tempfile.TemporaryDirectory() as folder:

@@ -186,8 +186,8 @@ class ModelConfig:
         without its classifier.
       fine_tune: the lowest backbone block that is trained; `none` freezes all of it.
       head: a key of `model.HEADS`.
-      members: heads that differ in their start, and whose logits are averaged; None leaves the head its own
-        number, 5 of `motion` and 1 of `notebook`.
+      members: how many of the head differ in their start and have their logits averaged; None leaves the
+        head its own number.
       dropout: the rate of all the head's dropouts, 0 for none; None leaves each its own.
     """
 

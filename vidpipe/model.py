@@ -73,40 +73,43 @@ class FusedModel:
     trained: keras.Model | None
 
 
+# The number of a member to what it makes of a clip, [B, E].
+Member = Callable[[int], keras.KerasTensor]
+
+
 def notebook_head(
-    features: keras.KerasTensor, mask: keras.KerasTensor, config: ModelConfig
-) -> list[keras.KerasTensor]:
-    """The head of the notebook that vidpipe replaces: [B, T, D] and bool [B, T] -> 1 x [B, 8].
+    features: keras.KerasTensor, mask: keras.KerasTensor, dropout: float | None = None
+) -> Member:
+    """The head of the notebook that vidpipe replaces: [B, T, D] and bool [B, T] -> [B, 8].
 
     `hard_sigmoid` is Keras 3's, x/6 + 0.5 cut at +-3; it keeps the layer off cuDNN's kernel.
     """
-    inner, outer = (0.5, 0.4) if config.dropout is None else (config.dropout, config.dropout)
-    members = []
-    for member in range(config.members or 1):
+    inner, outer = (0.5, 0.4) if dropout is None else (dropout, dropout)
+
+    def member(number: int) -> keras.KerasTensor:
         first = layers.LSTM(
             456, dropout=inner, recurrent_activation="hard_sigmoid", return_sequences=True,
-            name=f"first_lstm_{member}",
+            name=f"first_lstm_{number}",
         )  # fmt: skip
-        last = layers.LSTM(8, name=f"second_lstm_{member}")(first(features, mask=mask), mask=mask)
-        kept = layers.Dropout(outer, name=f"dropout_{member}")(last)
-        members.append(layers.Dense(8, activation="relu", name=f"dense_{member}")(kept))
-    return members
+        last = layers.LSTM(8, name=f"second_lstm_{number}")(first(features, mask=mask), mask=mask)
+        kept = layers.Dropout(outer, name=f"dropout_{number}")(last)
+        return layers.Dense(8, activation="relu", name=f"dense_{number}")(kept)
+
+    return member
 
 
-def motion_head(
-    features: keras.KerasTensor, mask: keras.KerasTensor, config: ModelConfig
-) -> list[keras.KerasTensor]:
-    """LSTMs over what changes between frames, beside the mean frame: [B, T, D], bool [B, T] -> 5 x [B, E].
+def motion_head(features: keras.KerasTensor, mask: keras.KerasTensor, dropout: float | None = None) -> Member:
+    """An LSTM over what changes between frames, beside the mean frame: [B, T, D], bool [B, T] -> [B, E].
 
-    Features are standardized (`adapt_standardization` sets the constants). An LSTM sees their differences
+    Features are standardized (`adapt_standardization` sets the constants). The LSTM sees their differences
     between successive frames, signed for the direction and absolute for the amount, and never the features
     themselves: those tell where a video was taken, and from few videos an LSTM learns just that. The mean
     over the frames, behind a strong dropout, is how appearance still gets a say.
 
-    There are five members where `config` does not say how many: with few videos, the luck of one alone is
-    worth 3 to 6 points of accuracy. Measurements are in BUILD_NOTES.md.
+    With few videos the luck of one such member is worth 3 to 6 points of accuracy. Measurements are in
+    BUILD_NOTES.md.
     """
-    usual, strong = (0.5, 0.8) if config.dropout is None else (config.dropout, config.dropout)
+    usual, strong = (0.5, 0.8) if dropout is None else (dropout, dropout)
     real = ops.expand_dims(ops.cast(mask, "float32"), -1)
     num_real = ops.sum(real, axis=1)
     standardized = layers.Normalization(dtype="float32", name=_STANDARDIZE)(features) * real
@@ -114,24 +117,34 @@ def motion_head(
     difference = (standardized - previous) * real
     motion = ops.concatenate([difference, ops.abs(difference)], axis=-1)
     mean_frame = ops.sum(standardized, axis=1) / num_real
-    members = []
-    for member in range(config.members or 5):
-        dropout_motion = layers.Dropout(usual, name=f"motion_dropout_{member}")
-        dropout_step = layers.Dropout(usual, name=f"step_dropout_{member}")
-        dropout_frame = layers.Dropout(strong, name=f"frame_dropout_{member}")
-        lstm = layers.LSTM(64, return_sequences=True, name=f"lstm_{member}")
+
+    def member(number: int) -> keras.KerasTensor:
+        dropout_motion = layers.Dropout(usual, name=f"motion_dropout_{number}")
+        dropout_step = layers.Dropout(usual, name=f"step_dropout_{number}")
+        dropout_frame = layers.Dropout(strong, name=f"frame_dropout_{number}")
+        lstm = layers.LSTM(64, return_sequences=True, name=f"lstm_{number}")
         steps = lstm(dropout_motion(motion), mask=mask)
         mean_step = ops.sum(ops.cast(steps, "float32") * real, axis=1) / num_real
-        members.append(ops.concatenate([dropout_step(mean_step), dropout_frame(mean_frame)], axis=-1))
-    return members
+        return ops.concatenate([dropout_step(mean_step), dropout_frame(mean_frame)], axis=-1)
+
+    return member
 
 
-# Each takes features, mask and the settings of a model, and gives what each of its members says. Their layers
-# have names: Keras numbers nameless ones through a process, and TensorFlow orders sums by name.
-HEADS: dict[str, Callable[[keras.KerasTensor, keras.KerasTensor, ModelConfig], list[keras.KerasTensor]]] = {
-    "motion": motion_head,
-    "notebook": notebook_head,
-}
+@dataclass(frozen=True)
+class Head:
+    """A head that `build_head` knows by name.
+
+    Attributes:
+      build: features, mask and the rate of all its dropouts, None for its own, to what makes its members.
+        Layers have names: Keras numbers nameless ones through a process, and TensorFlow orders sums by name.
+      num_members: how many there are where a ModelConfig does not say.
+    """
+
+    build: Callable[[keras.KerasTensor, keras.KerasTensor, float | None], Member]
+    num_members: int
+
+
+HEADS = {"motion": Head(motion_head, num_members=5), "notebook": Head(notebook_head, num_members=1)}
 
 
 def build_model(config: ModelConfig, spec: ClipSpec, num_classes: int) -> FusedModel:
@@ -189,7 +202,10 @@ def build_head(
     if config.head not in HEADS:
         raise ModelError(f"There is no head {config.head}; there are {', '.join(HEADS)}.")
     features = keras.Input((mask.shape[1], BACKBONES[config.backbone].features))
-    members = HEADS[config.head](features, mask, config)
+    known = HEADS[config.head]
+    num_members = known.num_members if config.members is None else config.members
+    member = known.build(features, mask, config.dropout)
+    members = [member(number) for number in range(num_members)]
     head = keras.Model([features, mask], ops.stack(members, axis=1), name="head")
     # A matrix of its own for each member, begun as a Dense layer's, by Glorot's uniform rule.
     largest = math.sqrt(6 / (members[0].shape[-1] + num_classes))
