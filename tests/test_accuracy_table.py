@@ -28,10 +28,30 @@ def test_a_row_is_the_run_of_the_trainer(
     assert (config.batch_size, config.epochs, config.seed) == (16, 3, 2)
     probabilities = accuracy_table.fit_head("motion", None, data, 2, tmp_path / "row")
     train.train(config)
-    folder = evaluate.evaluate(str(tmp_path / "run"), data.data_dir, "test").folder
-    written = np.genfromtxt(folder / "predictions.csv", delimiter=",", skip_header=1)[:, 3:]
     # The evaluation passes frames, in batches of another size.
-    np.testing.assert_allclose(probabilities, written, atol=1e-5)
+    np.testing.assert_allclose(probabilities, _evaluated(tmp_path / "run", data.data_dir), atol=1e-5)
+
+
+def test_drawn_is_a_run_on_half_of_the_frames_and_its_views_those_of_an_evaluation(
+    data_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECIPES["frozen"], "epochs", 3)
+    keras.utils.set_random_seed(2)
+    data = accuracy_table.read_data(data_dir, "none")
+    one = accuracy_table.ROWS["drawn"](data, 2, tmp_path / "drawn/2/run")
+    two = accuracy_table.ROWS["drawn in 2 views"](data, 2, tmp_path / "drawn in 2 views/2/run")
+    config = accuracy_table.run_config("frozen", data, 2, tmp_path / "run")
+    train.train(replace(config, num_frames=2))
+    np.testing.assert_allclose(one, _evaluated(tmp_path / "run", data_dir), atol=1e-5)
+    np.testing.assert_allclose(two, _evaluated(tmp_path / "run", data_dir, num_clips=2), atol=1e-5)
+    assert np.abs(one - two).max() > 1e-4
+    assert not (tmp_path / "drawn in 2 views").exists()
+
+
+def _evaluated(run_dir: Path, data_dir: str, num_clips: int = 1) -> np.ndarray:
+    """The probabilities that `evaluate` writes, float64 [N, C]."""
+    folder = evaluate.evaluate(str(run_dir), data_dir, "test", num_clips=num_clips).folder
+    return np.genfromtxt(folder / "predictions.csv", delimiter=",", skip_header=1)[:, 3:]
 
 
 @pytest.mark.parametrize("head", ["mean_frame_head", "shuffled_head"])
@@ -59,17 +79,17 @@ def test_controls_are_heads_with_members_of_their_own(monkeypatch: pytest.Monkey
 
 
 def test_folds_hold_each_clip_out_once_and_part_no_group(data: accuracy_table.Data) -> None:
-    table, groups = data.joined()
+    table, videos = data.joined()
     assert table.label.tolist() == sorted(table.label.tolist())
     assert len(table.label) == data.info.num_clips("train") + data.info.num_clips("val")
     held_out = []
     for places, fold in accuracy_table.folds(data, seed=3):
         held_out += places.tolist()
-        assert not set(fold.groups["train"]) & set(fold.groups["test"])
+        assert not set(fold.videos["train"]["group"]) & set(fold.videos["test"]["group"])
         assert set(fold.tables) == {"train", "test"}
         assert fold.info.num_clips("train") == len(fold.tables["train"].label)
         np.testing.assert_array_equal(fold.tables["test"].features, table.features[places])
-        assert fold.groups["test"].tolist() == groups[places].tolist()
+        assert fold.videos["test"].tolist() == videos[places].tolist()
     assert sorted(held_out) == list(range(len(table.label)))
 
 
@@ -84,8 +104,8 @@ def test_the_probe_sees_change_alone(data: accuracy_table.Data, tmp_path: Path) 
         steps[:, 0] = random.normal(0, 100, (num_clips, 3))
         return FeatureTable(steps.cumsum(axis=1), np.ones((num_clips, 4), bool), label)
 
-    tables, groups = {"train": table(20), "test": table(10)}, {"train": np.arange(20)}
-    made = accuracy_table.Data("", "none", data.info, tables, groups)
+    tables, videos = {"train": table(20), "test": table(10)}, {"train": np.arange(20)}
+    made = accuracy_table.Data("", "none", data.info, tables, videos)
     predicted = accuracy_table.fit_probe(made, 1, tmp_path).argmax(axis=1)
     assert predicted.tolist() == made.tables["test"].label.tolist()
 

@@ -68,23 +68,46 @@ def test_the_table_holds_what_the_frozen_part_gives(
     assert not table.features.flags.writeable
 
 
-@pytest.mark.parametrize("skip_batches", [0, 1])
-def test_an_epoch_of_features_is_that_of_frames(
-    built: FusedModel, folder: str, info: shards.DatasetInfo, skip_batches: int
-) -> None:
+def _assert_same_batches(built: FusedModel, cached: tf.data.Dataset, frames: tf.data.Dataset) -> int:
+    """That features are those of the frames, in the same batches; returns the number of clips."""
     assert built.frozen is not None
-    table = feature_cache.cached_features(built.frozen, folder, info, "train", 4)
-    cached = feature_cache.train_feature_dataset(table, info, 3, 1, 5, skip_batches)
-    frames = train_dataset(folder, info, 3, 1, 5, skip_batches)
     count = 0
     for (features, label, weight), (inputs, true_label, true_weight) in zip(cached, frames, strict=True):
-        real = true_weight.numpy() > 0
-        _assert_same(features["features"].numpy()[real], built.frozen(inputs).numpy()[real])
+        real, num_frames = true_weight.numpy() > 0, inputs["mask"].shape[1]
+        missing = [[0, 0], [0, 4 - num_frames]]  # the frozen part takes all stored frames
+        padded = {
+            "frames": tf.pad(inputs["frames"], [*missing, *[[0, 0]] * 3]),
+            "mask": tf.pad(inputs["mask"], missing),
+        }
+        expected = built.frozen(padded).numpy()[:, :num_frames]
+        _assert_same(features["features"].numpy()[real], expected[real])
         assert (features["mask"].numpy() == inputs["mask"].numpy()).all()
         assert (label.numpy() == true_label.numpy()).all()
         assert (weight.numpy() == true_weight.numpy()).all()
-        count += real.sum()
-    assert count == 8 - 3 * skip_batches
+        count += int(real.sum())
+    return count
+
+
+@pytest.mark.parametrize(("skip_batches", "num_frames"), [(0, None), (1, None), (0, 3), (1, 2)])
+def test_an_epoch_of_features_is_that_of_frames(
+    built: FusedModel, folder: str, info: shards.DatasetInfo, skip_batches: int, num_frames: int | None
+) -> None:
+    """Of some clips there are fewer frames than are drawn."""
+    table = feature_cache.cached_features(built.frozen, folder, info, "train", 4)
+    video_ids = [row["video_id"] for row in shards.clip_rows(folder, "train")]
+    cached = feature_cache.train_feature_dataset(table, info, 3, 1, 5, skip_batches, num_frames, video_ids)
+    frames = train_dataset(folder, info, 3, 1, 5, skip_batches, num_frames=num_frames)
+    assert _assert_same_batches(built, cached, frames) == 8 - 3 * skip_batches
+
+
+@pytest.mark.parametrize(("num_frames", "num_clips"), [(3, 1), (2, 2), (1, 3)])
+def test_views_of_features_are_those_of_frames(
+    built: FusedModel, folder: str, info: shards.DatasetInfo, num_frames: int, num_clips: int
+) -> None:
+    table = feature_cache.cached_features(built.frozen, folder, info, "test", 4)
+    cached = feature_cache.eval_feature_dataset(table, 4, num_frames, num_clips)
+    frames = eval_dataset(folder, info, 4, "test", num_frames, num_clips)
+    assert _assert_same_batches(built, cached, frames) == 6 * num_clips
 
 
 def test_what_it_takes_is_known_before(

@@ -539,6 +539,20 @@ def test_frozen_blocks_run_once_and_change_little(
     assert len(saved[0]) == len(saved[1])
 
 
+def test_frames_drawn_anew_are_encoded_once(
+    tmp_path: Path, train_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    histories = []
+    for cache_features in ("on", "off"):
+        with caplog.at_level(logging.INFO):
+            train.train(train_config(tmp_path / cache_features, cache_features=cache_features, num_frames=3))
+        rows = csv.DictReader((tmp_path / cache_features / "history.csv").open())
+        histories.append([[float(row["loss"]), float(row["val_loss"])] for row in rows])
+    np.testing.assert_allclose(histories[0], histories[1], rtol=1e-4)
+    assert caplog.text.count("Features of train: 8 clips of 4 x 512 float32") == 1
+    assert model.load_model(tmp_path / "on/model.keras")[1].num_frames == 3
+
+
 def test_only_real_frames_pass_the_backbone_in_a_step(
     tmp_path: Path, train_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

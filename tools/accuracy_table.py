@@ -13,6 +13,8 @@ notebook shuffled: the same from a shuffled list.
 probe: logistic regression on the mean absolute difference of successive frames' features. It has no seed.
 motion: as `train.py --recipe=frozen` trains it. one member: with --members=1. notebook head: with
 --head=notebook.
+drawn: motion on half of the stored frames, drawn anew in each epoch (--num_frames). drawn in 2 views: the
+same run, evaluated on both halves (--num_clips=2).
 mean frame, frames shuffled: controls, without the order of the frames. The mean of their features alone; and
 the motion head on frames in an order that means nothing (of a hash of their features).
 block5, block4: fine-tuned with `--recipe=fine_tune` from the motion run of the same seed; block5 flipped and
@@ -33,6 +35,7 @@ import csv
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -77,17 +80,17 @@ class Data:
       backbone_weights: of the features.
       info: of the dataset; its splits say how many clips each table has.
       tables: features of `train`, `test` and, if the row may choose an epoch, `val`.
-      groups: of the videos of each table.
+      videos: `video_id` and `group` of the clips of each table.
     """
 
     data_dir: str
     backbone_weights: str
     info: "DatasetInfo"
     tables: Mapping[str, "FeatureTable"]
-    groups: Mapping[str, np.ndarray]
+    videos: Mapping[str, np.ndarray]
 
     def joined(self) -> tuple["FeatureTable", np.ndarray]:
-        """Train and val together, class by class, and the groups."""
+        """Train and val together, class by class, and their videos."""
         from vidpipe.feature_cache import FeatureTable
 
         splits = [split for split in ("train", "val") if split in self.tables]
@@ -95,8 +98,8 @@ class Data:
         order = np.argsort(label, kind="stable")
         features = np.concatenate([self.tables[split].features for split in splits])[order]
         mask = np.concatenate([self.tables[split].mask for split in splits])[order]
-        groups = np.concatenate([self.groups[split] for split in splits])[order]
-        return FeatureTable(features, mask, label[order]), groups
+        videos = np.concatenate([self.videos[split] for split in splits])[order]
+        return FeatureTable(features, mask, label[order]), videos
 
 
 # Data, seed and a folder for the run to the probabilities of the test clips, float32 [N, C].
@@ -111,12 +114,13 @@ def read_data(data_dir: str, backbone_weights: str) -> Data:
     info = shards.read_info(data_dir)
     config = ModelConfig(backbone_weights=backbone_weights)
     frozen = build_model(config, info.clip.model_spec(), len(info.classes)).frozen
-    tables, groups = {}, {}
+    tables, videos = {}, {}
     for split in info.splits:
         if info.num_clips(split) > 0:
             tables[split] = feature_cache.cached_features(frozen, data_dir, info, split, _ENCODED_CLIPS)
-            groups[split] = np.array([row["group"] for row in shards.clip_rows(data_dir, split)])
-    return Data(data_dir, backbone_weights, info, tables, groups)
+            rows = [(row["video_id"], row["group"]) for row in shards.clip_rows(data_dir, split)]
+            videos[split] = np.array(rows, [("video_id", object), ("group", object)])
+    return Data(data_dir, backbone_weights, info, tables, videos)
 
 
 def folds(data: Data, seed: int) -> list[tuple[np.ndarray, Data]]:
@@ -126,7 +130,8 @@ def folds(data: Data, seed: int) -> list[tuple[np.ndarray, Data]]:
     from vidpipe.feature_cache import FeatureTable
     from vidpipe.shards import ShardInfo
 
-    table, groups = data.joined()
+    table, videos = data.joined()
+    groups = videos["group"]
     cut = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed).split(groups, table.label, groups)
     found = []
     for places in cut:
@@ -136,12 +141,10 @@ def folds(data: Data, seed: int) -> list[tuple[np.ndarray, Data]]:
             for split, chosen in parts.items()
         }
         # One shard each: all that the order of an epoch needs to know.
-        info = replace(
-            data.info,
-            splits={split: (ShardInfo(split, len(chosen), 0, ""),) for split, chosen in parts.items()},
-        )
-        part_groups = {split: groups[chosen] for split, chosen in parts.items()}
-        found.append((parts["test"], replace(data, info=info, tables=tables, groups=part_groups)))
+        splits = {split: (ShardInfo(split, len(chosen), 0, ""),) for split, chosen in parts.items()}
+        info = replace(data.info, splits=splits | {"val": ()})
+        part_videos = {split: videos[chosen] for split, chosen in parts.items()}
+        found.append((parts["test"], replace(data, info=info, tables=tables, videos=part_videos)))
     return found
 
 
@@ -192,37 +195,69 @@ def fit_notebook(shuffled: bool, data: Data, seed: int, run_dir: Path) -> np.nda
 
 
 def fit_head(head: str, members: int | None, data: Data, seed: int, run_dir: Path) -> np.ndarray:
+    """A frozen run that sees all stored frames."""
+    train_head(run_config("frozen", data, seed, run_dir, head=head, members=members), data)
+    return answer(run_dir, data)
+
+
+def fit_drawn(num_views: int, data: Data, seed: int, run_dir: Path) -> np.ndarray:
+    """A frozen run that draws half of the stored frames anew in each epoch; the mean of so many views."""
+    run_dir = sibling(run_dir, "drawn")
+    config = run_config("frozen", data, seed, run_dir)
+    config = replace(config, num_frames=math.ceil(data.info.clip.num_frames / 2))
+    if not (run_dir / "metrics.json").exists():
+        train_head(config, data)
+    return answer(run_dir, data, config.num_frames, num_views)
+
+
+def train_head(config: TrainConfig, data: Data) -> None:
     """A frozen run, as `train.train` does it, from these tables."""
     import keras
     import tensorflow as tf
 
-    from vidpipe import feature_cache, train
+    from vidpipe import train
     from vidpipe.loop import Loop, StopSignal, Trained
-    from vidpipe.model import build_model, classifier, load_model
+    from vidpipe.model import build_model
     from vidpipe.optimizer import build_optimizer
 
-    config = run_config("frozen", data, seed, run_dir, head=head, members=members)
-    keras.utils.set_random_seed(seed)
-    model = build_model(config.model, data.info.clip.model_spec(), len(data.info.classes))
+    keras.utils.set_random_seed(config.seed)
+    model = build_model(config.model, data.info.clip.model_spec(config.num_frames), len(data.info.classes))
     assert model.trained is not None and config.batch_size is not None
     optimizer = build_optimizer(config.optimizer, model.trained.trainable_variables, {}, "float32")
     trained = Trained(model, model.trained, optimizer, tf.distribute.get_strategy())
-    tables = {split: table for split, table in data.tables.items() if split != "test"}
-    batches = train.feature_batches(tables, data.info, config.batch_size, seed)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    video_ids = data.videos["train"]["video_id"].tolist()
+    batches = train.feature_batches(
+        data.tables, data.info, video_ids, config.batch_size, config.seed, config.num_frames
+    )
+    Path(config.run_dir).mkdir(parents=True, exist_ok=True)
     Loop(config, data.info, trained, batches, StopSignal()).run()
-    best, _ = load_model(run_dir / "model.keras")
-    answers = classifier(best)
-    steps = feature_cache.eval_feature_dataset(data.tables["test"], _ENCODED_CLIPS)
+
+
+def answer(run_dir: Path, data: Data, num_frames: int | None = None, num_views: int = 1) -> np.ndarray:
+    """What a frozen run answers to the test clips, the mean over views: float32 [N, C]."""
+    import tensorflow as tf
+
+    from vidpipe import feature_cache
+    from vidpipe.model import classifier, load_model
+
+    model, _ = load_model(run_dir / "model.keras")
+    answers = classifier(model)
+    steps = feature_cache.eval_feature_dataset(data.tables["test"], _ENCODED_CLIPS, num_frames, num_views)
     logits = [answers(inputs, training=False)[weight > 0] for inputs, _, weight in steps]
-    return tf.nn.softmax(tf.concat(logits, axis=0)).numpy()
+    probabilities = tf.nn.softmax(tf.concat(logits, axis=0)).numpy()
+    return probabilities.reshape(-1, num_views, probabilities.shape[-1]).mean(axis=1)
+
+
+def sibling(run_dir: Path, row: str) -> Path:
+    """The run of another row, for the same seed and fold."""
+    return run_dir.parents[2] / row / run_dir.parent.name / run_dir.name
 
 
 def fit_fine_tuned(block: str, augment: str, data: Data, seed: int, run_dir: Path) -> np.ndarray:
     """A fine-tuned run from the frozen one of the same seed, evaluated on frames."""
     from vidpipe import evaluate, train
 
-    frozen = run_dir.parents[2] / "motion" / str(seed) / "run"
+    frozen = sibling(run_dir, "motion")
     if not (frozen / "metrics.json").exists():
         fit_head("motion", None, data, seed, frozen)
     config = run_config("fine_tune", data, seed, run_dir, fine_tune=block)
@@ -282,6 +317,8 @@ ROWS: dict[str, Fit] = {
     "notebook head": partial(fit_head, "notebook", None),
     "one member": partial(fit_head, "motion", 1),
     "motion": partial(fit_head, "motion", None),
+    "drawn": partial(fit_drawn, 1),
+    "drawn in 2 views": partial(fit_drawn, 2),
     "block5": partial(fit_fine_tuned, "block5", "none"),
     "block4": partial(fit_fine_tuned, "block4", "none"),
     "block5 flipped": partial(fit_fine_tuned, "block5", "flip"),

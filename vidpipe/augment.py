@@ -11,8 +11,8 @@ _CROP_ASPECT = (3 / 4, 4 / 3)
 _COLOUR_STRENGTH = 0.2
 
 
-def clip_seed(seed: int, epoch: int, video_id: tf.Tensor) -> tf.Tensor:
-    """The seed of all draws for a clip in an epoch.
+def clip_seeds(seed: int, epoch: int, video_id: tf.Tensor) -> tf.Tensor:
+    """The seeds of the draws for a clip in an epoch.
 
     Args:
       seed: of the run.
@@ -20,10 +20,11 @@ def clip_seed(seed: int, epoch: int, video_id: tf.Tensor) -> tf.Tensor:
       video_id: string [].
 
     Returns:
-      int64 [2], for tf.random's stateless functions.
+      int64 [5, 2], for tf.random's stateless functions: of frames, crop, mirror image, colours and mixture.
     """
     key = tf.strings.to_hash_bucket_fast(video_id, 2**31 - 1)
-    return tf.random.experimental.stateless_fold_in(tf.constant([seed, epoch], tf.int64), key)
+    folded = tf.random.experimental.stateless_fold_in(tf.constant([seed, epoch], tf.int64), key)
+    return tf.random.experimental.stateless_split(folded, 5)
 
 
 def segment_positions(count: tf.Tensor, num_frames: int, seed: tf.Tensor) -> tf.Tensor:

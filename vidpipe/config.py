@@ -264,8 +264,9 @@ class TrainConfig:
       augment: what else is drawn anew: `flip`, `flip_crop` or `flip_crop_colour`.
       mixup: above 0, clips are mixed in pairs with shares of Beta(mixup, mixup).
       precision: `auto` takes the best that the device has.
-      cache_features: `auto` and `on` run a frozen backbone once per clip; `off` runs it in every epoch, as
-        does `auto` where what it sees is drawn anew or its features would take more than `cache_gb`.
+      cache_features: `auto` and `on` run what is frozen once per stored frame; `off` runs it in every epoch,
+        as does `auto` where frames are changed (augment, mixup) or their features would take more than
+        `cache_gb`.
       cache_gb: disk that stored features may take, in 2**30 bytes.
       data_service: `host:port` of a tf.data service that decodes and augments the training clips; None does
         so here.
@@ -335,23 +336,22 @@ class TrainConfig:
             )
         if self.data_service is not None and self.can_cache_features and self.cache_features != "off":
             raise ConfigError(
-                "data_service has nothing to do where a frozen backbone's features are computed once: draw "
-                "clips anew (augment), train the backbone (fine_tune), or set cache_features=off."
+                "data_service has nothing to do where a frozen backbone's features are computed once: change "
+                "frames (augment), train the backbone (fine_tune), or set cache_features=off."
             )
         if self.input_ram_gb is not None and not self.input_ram_gb > 0:
             raise ConfigError(f"input_ram_gb must be above 0; got {self.input_ram_gb}.")
         if self.cache_features == "on" and not self.can_cache_features:
             raise ConfigError(
-                "cache_features=on needs frozen blocks that see the same frames in every epoch; got "
-                f"fine_tune={self.model.fine_tune}, augment={self.augment}, mixup={self.mixup:g}, "
-                f"num_frames={self.num_frames}."
+                "cache_features=on needs frozen blocks, and frames that are the same in every epoch; got "
+                f"fine_tune={self.model.fine_tune}, augment={self.augment}, mixup={self.mixup:g}."
             )
 
     @property
     def can_cache_features(self) -> bool:
-        """Whether the backbone has frozen blocks, and they give the same in every epoch."""
-        drawn_anew = self.augment != "none" or self.mixup > 0 or self.num_frames is not None
-        return self.model.fine_tune not in ("block1", "all") and not drawn_anew
+        """Whether the backbone has frozen blocks, and a frame gives the same in every epoch."""
+        same_frames = self.augment == "none" and self.mixup == 0
+        return self.model.fine_tune not in ("block1", "all") and same_frames
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 The cache lies beside the shards, or with the run where those are remote, in a folder named by digests of all
 that decides its numbers: the dataset, the frozen weights and the precision. It is computed in parts of some
 clips, and `parts.json` holds the digests of those that are on the disk: a computation that is killed goes on
-there, and a part that was damaged since is computed again. The order of an epoch is that of `train_dataset`.
+there, and a part that was damaged since is computed again. All stored frames are in it; which of them a run
+draws, and in which order an epoch's clips come, is as `train_dataset` has it.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 from filelock import FileLock
 
+from vidpipe import augment
 from vidpipe.config import fingerprint
 from vidpipe.input_pipeline import eval_dataset, full_batches, places_in_epoch_order
 from vidpipe.progress import Progress
@@ -45,8 +47,9 @@ class FeatureTable:
     """What the frozen part gives for a split, in the order of its records; mapped from disk.
 
     Attributes:
-      features: float32 features [N, T, D] or float16 feature maps [N, T, ...], zero where the mask is False.
-      mask: bool [N, T].
+      features: of all S stored frames, float32 [N, S, D], or float16 feature maps [N, S, ...]; zero where the
+        mask is False.
+      mask: bool [N, S].
       label: int32 [N].
     """
 
@@ -66,7 +69,7 @@ def cached_features(
     """Reads what the frozen part gives for a split, after computing what of it is missing or damaged.
 
     Args:
-      frozen: {"frames", "mask"} -> [B, T, ...], `FusedModel.frozen`.
+      frozen: {"frames", "mask"} -> [B, S, ...], `FusedModel.frozen`.
       data_dir: a committed dataset.
       info: its dataset_info.
       split: which clips.
@@ -126,46 +129,118 @@ def size_bytes(frozen: keras.Model, info: DatasetInfo, splits: Iterable[str]) ->
 
 
 def train_feature_dataset(
-    table: FeatureTable, info: DatasetInfo, batch_size: int, seed: int, epoch: int, skip_batches: int = 0
+    table: FeatureTable,
+    info: DatasetInfo,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    skip_batches: int = 0,
+    num_frames: int | None = None,
+    video_ids: Sequence[str] = (),
 ) -> tf.data.Dataset:
-    """One epoch of cached features, clip for clip the epoch of `train_dataset`.
+    """One epoch of cached features, clip for clip and frame for frame the epoch of `train_dataset`.
+
+    Args:
+      table: features of `train`.
+      info: as `train_dataset` takes it, and so are the next five.
+      batch_size: B.
+      seed: of the order and of the frames that are drawn.
+      epoch: likewise.
+      skip_batches: left out from the start.
+      num_frames: T frames are drawn of each clip; None takes all that are stored.
+      video_ids: of the table's clips, by which frames are drawn.
 
     Returns:
       A finite dataset of ({"features": [B, T, ...] as in the table, "mask": bool [B, T]}, label int32 [B],
       weight float32 [B]), the last batch filled up.
     """
     places = places_in_epoch_order(info, "train", seed, epoch, skip_batches * batch_size)
-    return _batches(places, table, math.ceil(len(table.label) / batch_size) - skip_batches, batch_size)
+    if num_frames is None:
+        return _batches(_views(places, table), table, len(table.label), batch_size, skip_batches)
+    counts, names = tf.constant(_counts(table)), tf.constant(list(video_ids))
+
+    def draw(place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        seeds = augment.clip_seeds(seed, epoch, names[place])
+        positions = augment.segment_positions(counts[place], num_frames, seeds[0])
+        return place, _padded(positions, counts[place], num_frames)
+
+    drawn = places.map(draw, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return _batches(drawn, table, len(table.label), batch_size, skip_batches)
 
 
-def eval_feature_dataset(table: FeatureTable, batch_size: int) -> tf.data.Dataset:
-    """Cached features in the order of the records; batches as `train_feature_dataset` gives them."""
+def eval_feature_dataset(
+    table: FeatureTable, batch_size: int, num_frames: int | None = None, num_clips: int = 1
+) -> tf.data.Dataset:
+    """Cached features in the order of the records, the views of a clip in turn, as `eval_dataset` gives them.
+
+    Args:
+      table: of any split.
+      batch_size: views per batch (B).
+      num_frames: frames of each view (T), evenly spread; None takes all that are stored.
+      num_clips: views of each clip in time.
+
+    Returns:
+      Batches as those of `train_feature_dataset`.
+    """
     places = tf.data.Dataset.range(len(table.label))
-    return _batches(places, table, math.ceil(len(table.label) / batch_size), batch_size)
+    views = _views(places, table, num_frames, num_clips)
+    return _batches(views, table, num_clips * len(table.label), batch_size)
+
+
+def _views(
+    places: tf.data.Dataset, table: FeatureTable, num_frames: int | None = None, num_views: int = 1
+) -> tf.data.Dataset:
+    """Each clip's place `num_views` times, and which frames each view takes: int64 [], int32 [T]."""
+    counts, length = tf.constant(_counts(table)), num_frames or table.mask.shape[1]
+
+    def view(number: tf.Tensor, place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        positions = augment.view_positions(counts[place], length, tf.cast(number, tf.int32), num_views)
+        return place, _padded(positions, counts[place], length)
+
+    numbered = places.flat_map(
+        lambda place: tf.data.Dataset.from_tensors(place).repeat(num_views).enumerate()
+    )
+    return numbered.map(view, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def _counts(table: FeatureTable) -> np.ndarray:
+    """How many frames of each clip are real, int32 [N]."""
+    return table.mask.sum(axis=1, dtype=np.int32)
+
+
+def _padded(positions: tf.Tensor, count: tf.Tensor, num_frames: int) -> tf.Tensor:
+    """Positions of a clip's frames, int32 [T]. Fewer than T are all, and the one behind them is padding."""
+    missing = num_frames - tf.size(positions)
+    return tf.ensure_shape(tf.concat([positions, tf.fill([missing], count)], axis=0), [num_frames])
 
 
 def _batches(
-    places: tf.data.Dataset, table: FeatureTable, num_batches: int, batch_size: int
+    views: tf.data.Dataset, table: FeatureTable, num_views: int, batch_size: int, skip_batches: int = 0
 ) -> tf.data.Dataset:
-    """Looks up whole batches of places. A filler has the place -1, and weighs nothing."""
-    shape = table.features.shape[1:]
+    """Looks up batches of places and frames. A filler has the place -1, and weighs nothing."""
+    num_frames = views.element_spec[1].shape[0]
+    shape = (num_frames, *table.features.shape[2:])
 
-    def take(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def take(
+        chosen: np.ndarray, positions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         real = chosen >= 0
-        mask = np.where(real[:, np.newaxis], table.mask[chosen], np.arange(shape[0]) < 1)
-        return table.features[chosen], mask, table.label[chosen] * real, real.astype(np.float32)
+        frames = chosen[:, np.newaxis], positions
+        mask = np.where(real[:, np.newaxis], table.mask[frames], np.arange(num_frames) < 1)
+        return table.features[frames], mask, table.label[chosen] * real, real.astype(np.float32)
 
-    def look_up(chosen: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
+    def look_up(chosen: tf.Tensor, positions: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
         dtypes = (tf.as_dtype(table.features.dtype), tf.bool, tf.int32, tf.float32)
-        found = tf.numpy_function(take, [chosen], dtypes)
+        found = tf.numpy_function(take, [chosen, positions], dtypes)
         shapes = (shape, shape[:1], (), ())
         features, mask, label, weight = (
             tf.ensure_shape(values, [batch_size, *rest]) for values, rest in zip(found, shapes, strict=True)
         )
         return {"features": features, "mask": mask}, label, weight
 
-    batches = full_batches(places, tf.constant(-1, tf.int64), num_batches, batch_size)
-    return batches.map(look_up).prefetch(_PREFETCHED_BATCHES)
+    filler = tf.constant(-1, tf.int64), tf.zeros([num_frames], tf.int32)
+    num_batches = math.ceil(num_views / batch_size) - skip_batches
+    return full_batches(views, filler, num_batches, batch_size).map(look_up).prefetch(_PREFETCHED_BATCHES)
 
 
 def _layout(

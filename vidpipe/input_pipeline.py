@@ -104,7 +104,7 @@ def train_dataset(
 
     def read(example: tf.Tensor) -> _Clip:
         clip = records.parse_clip(example)
-        seeds = tf.random.experimental.stateless_split(augment.clip_seed(seed, epoch, clip["video_id"]), 5)
+        seeds = augment.clip_seeds(seed, epoch, clip["video_id"])
         encoded = clip["encoded_frames"]
         if num_frames is not None:
             encoded = tf.gather(encoded, augment.segment_positions(tf.size(encoded), num_frames, seeds[0]))

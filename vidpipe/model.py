@@ -9,7 +9,7 @@ import math
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -62,10 +62,11 @@ class FusedModel:
 
     Attributes:
       fused: {"frames": uint8 [B, T, H, W, 3], "mask": bool [B, T]} -> logits float32 [B, classes].
-      frozen: the same inputs -> [B, T, ...], what the frozen part of the backbone gives, zero where the mask
-        is False: the features [B, T, D] where all of it is frozen, else feature maps. None where nothing is.
-      trained: {"features": what `frozen` gives, "mask": bool [B, T]} -> logits float32 [B, classes]. None
-        where `frozen` is.
+      frozen: the same inputs, but of all S frames that are stored -> [B, S, ...], what the frozen part of the
+        backbone gives, zero where the mask is False: the features [B, S, D] where all of it is frozen, else
+        feature maps. None where nothing is.
+      trained: {"features": T frames of what `frozen` gives, "mask": bool [B, T]} -> logits float32
+        [B, classes]. None where `frozen` is.
     """
 
     fused: keras.Model
@@ -147,21 +148,23 @@ class Head:
 HEADS = {"motion": Head(motion_head, num_members=5), "notebook": Head(notebook_head, num_members=1)}
 
 
-def build_model(config: ModelConfig, spec: ClipSpec, num_classes: int) -> FusedModel:
+def build_model(
+    config: ModelConfig, spec: ClipSpec, num_classes: int, stored_frames: int | None = None
+) -> FusedModel:
     """Builds the fused model in the dtype policy in force; its backbone is frozen as `config` says.
 
     Args:
       config: backbone, weights, what is trained, head, its members and dropout.
       spec: the clips' shape.
       num_classes: length of the logits.
+      stored_frames: S, of which a clip's T are drawn; None where that is all of them.
 
     Raises:
       BackboneError: see `build_backbone`.
       ModelError: there is no such head.
     """
-    frames = keras.Input((spec.num_frames, spec.height, spec.width, 3), dtype="uint8", name="frames")
-    mask = keras.Input((spec.num_frames,), dtype="bool", name="mask")
-    inputs = {"frames": frames, "mask": mask}
+    inputs = _clip_inputs(spec)
+    frames, mask = inputs["frames"], inputs["mask"]
     classify = build_head(config, mask, num_classes)
     preprocess, backbone = build_backbone(config.backbone, config.backbone_weights, spec)
     frozen, trained = freeze_blocks(config.backbone, backbone, config.fine_tune)
@@ -170,16 +173,22 @@ def build_model(config: ModelConfig, spec: ClipSpec, num_classes: int) -> FusedM
     fused = keras.Model(inputs, classify(encoded), name="vidpipe")
     if frozen is None:
         return FusedModel(fused, None, None)
-    below = _apply_to_real_frames(lambda real: frozen(preprocess(real)), frames, mask)
-    stored = keras.Input(below.shape[1:], dtype=below.dtype, name="features")
-    above = stored
-    if trained is not None:
-        above = _apply_to_real_frames(trained, stored, mask)
+    stored = _clip_inputs(replace(spec, num_frames=stored_frames or spec.num_frames))
+    below = _apply_to_real_frames(lambda real: frozen(preprocess(real)), stored["frames"], stored["mask"])
+    features = keras.Input((spec.num_frames, *below.shape[2:]), dtype=below.dtype, name="features")
+    above = features if trained is None else _apply_to_real_frames(trained, features, mask)
     return FusedModel(
         fused=fused,
-        frozen=keras.Model(inputs, below, name="frozen"),
-        trained=keras.Model({"features": stored, "mask": mask}, classify(above), name="trained"),
+        frozen=keras.Model(stored, below, name="frozen"),
+        trained=keras.Model({"features": features, "mask": mask}, classify(above), name="trained"),
     )
+
+
+def _clip_inputs(spec: ClipSpec) -> dict[str, keras.KerasTensor]:
+    return {
+        "frames": keras.Input((spec.num_frames, spec.height, spec.width, 3), dtype="uint8", name="frames"),
+        "mask": keras.Input((spec.num_frames,), dtype="bool", name="mask"),
+    }
 
 
 def build_head(

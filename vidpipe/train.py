@@ -2,14 +2,13 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from vidpipe import distribution, feature_cache, input_pipeline, memory, remote, shard_cache, shards, verify
@@ -140,7 +139,7 @@ def _build(
     config: TrainConfig, info: shards.DatasetInfo, strategy: tf.distribute.Strategy, precision: str
 ) -> Trained:
     spec = info.clip.model_spec(config.num_frames)
-    model = build_model(config.model, spec, len(info.classes))
+    model = build_model(config.model, spec, len(info.classes), info.clip.num_frames)
     if config.init_from is not None:
         load_weights(model, Path(config.init_from, "model.keras"), info.classes)
     part = model.fused
@@ -223,11 +222,10 @@ def _too_large(expected: memory.MemoryEstimate, num_clips: int, available: int) 
 
 
 def _batches(config: TrainConfig, info: shards.DatasetInfo, trained: Trained, batch_size: int) -> Batches:
-    has_val = info.num_clips("val") > 0
-    if not has_val:
+    if info.num_clips("val") == 0:
         _log.warning("The dataset has no val split: model.keras is the last epoch's, however good that is.")
     if trained.part is trained.model.fused:
-        return _frame_batches(config, info, batch_size, has_val)
+        return _frame_batches(config, info, batch_size)
     encoded_clips = min(_ENCODED_CLIPS, 1 << batch_size.bit_length() - 1)  # a power of two fills parts
     kept_in = config.run_dir if remote.is_remote(config.data_dir) else config.data_dir
     tables = {
@@ -236,38 +234,42 @@ def _batches(config: TrainConfig, info: shards.DatasetInfo, trained: Trained, ba
         )
         for split in _splits(info)
     }
-    return feature_batches(tables, info, batch_size, config.seed)
+    video_ids = [row["video_id"] for row in shards.clip_rows(config.data_dir, "train")]
+    return feature_batches(tables, info, video_ids, batch_size, config.seed, config.num_frames)
 
 
 def feature_batches(
-    tables: Mapping[str, feature_cache.FeatureTable], info: shards.DatasetInfo, batch_size: int, seed: int
+    tables: Mapping[str, feature_cache.FeatureTable],
+    info: shards.DatasetInfo,
+    video_ids: Sequence[str],
+    batch_size: int,
+    seed: int,
+    num_frames: int | None = None,
 ) -> Batches:
     """The batches of a run whose frozen part was run before.
 
     Args:
       tables: of `train`, and of `val` if there is one.
       info: says how many clips each split has, and in which shards: their order is mixed by shards.
+      video_ids: of the clips of `train`.
       batch_size: clips of a step.
-      seed: of the order.
+      seed: of the order and of the frames that are drawn.
+      num_frames: as `TrainConfig.num_frames`.
     """
 
     def train_batches(epoch: int, skip: int, num_workers: int, worker: int) -> tf.data.Dataset:
-        steps = feature_cache.train_feature_dataset(tables["train"], info, batch_size, seed, epoch, skip)
+        steps = feature_cache.train_feature_dataset(
+            tables["train"], info, batch_size, seed, epoch, skip, num_frames, video_ids
+        )
         return distribution.share_of(steps, num_workers, worker)
 
-    def val_batches(num_workers: int, worker: int) -> tf.data.Dataset:
-        steps = feature_cache.eval_feature_dataset(tables["val"], batch_size)
-        return distribution.share_of(steps, num_workers, worker)
+    def eval_batches(split: str, num_clips: int) -> tf.data.Dataset:
+        return feature_cache.eval_feature_dataset(tables[split], num_clips, num_frames)
 
-    def some() -> Iterator[dict[str, np.ndarray]]:
-        for start in range(0, min(_STANDARDIZATION_CLIPS, len(tables["train"].label)), _ENCODED_CLIPS):
-            chosen = slice(start, min(start + _ENCODED_CLIPS, _STANDARDIZATION_CLIPS))
-            yield {"features": tables["train"].features[chosen], "mask": tables["train"].mask[chosen]}
-
-    return Batches(batch_size, train_batches, val_batches if "val" in tables else None, some)
+    return _batches_of(info, batch_size, train_batches, eval_batches)
 
 
-def _frame_batches(config: TrainConfig, info: shards.DatasetInfo, batch_size: int, has_val: bool) -> Batches:
+def _frame_batches(config: TrainConfig, info: shards.DatasetInfo, batch_size: int) -> Batches:
     if config.data_service is not None:
         _log.info("Clips come in the order of the tf.data service at %s.", config.data_service)
 
@@ -291,6 +293,17 @@ def _frame_batches(config: TrainConfig, info: shards.DatasetInfo, batch_size: in
     def eval_batches(split: str, num_clips: int) -> tf.data.Dataset:
         return input_pipeline.eval_dataset(config.data_dir, info, num_clips, split, config.num_frames)
 
+    return _batches_of(info, batch_size, train_batches, eval_batches)
+
+
+def _batches_of(
+    info: shards.DatasetInfo,
+    batch_size: int,
+    train_batches: Callable[[int, int, int, int], tf.data.Dataset],
+    eval_batches: Callable[[str, int], tf.data.Dataset],
+) -> Batches:
+    """`Batches` of an epoch's, and of a split's in batches of so many clips."""
+
     def val_batches(num_workers: int, worker: int) -> tf.data.Dataset:
         return distribution.share_of(eval_batches("val", batch_size), num_workers, worker)
 
@@ -300,7 +313,7 @@ def _frame_batches(config: TrainConfig, info: shards.DatasetInfo, batch_size: in
             real = weight > 0
             yield {name: tf.boolean_mask(values, real) for name, values in inputs.items()}
 
-    return Batches(batch_size, train_batches, val_batches if has_val else None, some)
+    return Batches(batch_size, train_batches, val_batches if info.num_clips("val") > 0 else None, some)
 
 
 def _splits(info: shards.DatasetInfo) -> tuple[str, ...]:
