@@ -35,6 +35,8 @@ _PARTS_NAME = "parts.json"
 _PART_CLIPS = 64
 _CHECKING_THREADS = 4
 _PREFETCHED_BATCHES = 2
+# A clip's place among those of the split, int64 [], and which of its stored frames, int32 [T].
+_View = tuple[tf.Tensor, tf.Tensor]
 _log = logging.getLogger(__name__)
 
 
@@ -156,10 +158,10 @@ def train_feature_dataset(
     """
     places = places_in_epoch_order(info, "train", seed, epoch, skip_batches * batch_size)
     if num_frames is None:
-        return _batches(_views(places, table), table, len(table.label), batch_size, skip_batches)
+        return _batches(_whole(places, table), table, len(table.label), batch_size, skip_batches)
     counts, names = tf.constant(_counts(table)), tf.constant(list(video_ids))
 
-    def draw(place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def draw(place: tf.Tensor) -> _View:
         seeds = augment.clip_seeds(seed, epoch, names[place])
         positions = augment.segment_positions(counts[place], num_frames, seeds[0])
         return place, _padded(positions, counts[place], num_frames)
@@ -177,30 +179,29 @@ def eval_feature_dataset(
       table: of any split.
       batch_size: views per batch (B).
       num_frames: frames of each view (T), evenly spread; None takes all that are stored.
-      num_clips: views of each clip in time.
+      num_clips: views of each clip in time, only with `num_frames`.
 
     Returns:
       Batches as those of `train_feature_dataset`.
     """
     places = tf.data.Dataset.range(len(table.label))
-    views = _views(places, table, num_frames, num_clips)
-    return _batches(views, table, num_clips * len(table.label), batch_size)
+    if num_frames is None:
+        return _batches(_whole(places, table), table, len(table.label), batch_size)
+    counts = tf.constant(_counts(table))
 
-
-def _views(
-    places: tf.data.Dataset, table: FeatureTable, num_frames: int | None = None, num_views: int = 1
-) -> tf.data.Dataset:
-    """Each clip's place `num_views` times, and which frames each view takes: int64 [], int32 [T]."""
-    counts, length = tf.constant(_counts(table)), num_frames or table.mask.shape[1]
-
-    def view(number: tf.Tensor, place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        positions = augment.view_positions(counts[place], length, tf.cast(number, tf.int32), num_views)
-        return place, _padded(positions, counts[place], length)
+    def view(number: tf.Tensor, place: tf.Tensor) -> _View:
+        positions = augment.view_positions(counts[place], num_frames, tf.cast(number, tf.int32), num_clips)
+        return place, _padded(positions, counts[place], num_frames)
 
     numbered = places.flat_map(
-        lambda place: tf.data.Dataset.from_tensors(place).repeat(num_views).enumerate()
+        lambda place: tf.data.Dataset.from_tensors(place).repeat(num_clips).enumerate()
     )
-    return numbered.map(view, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return _batches(numbered.map(view), table, num_clips * len(table.label), batch_size)
+
+
+def _whole(places: tf.data.Dataset, table: FeatureTable) -> tf.data.Dataset:
+    """Each clip's place with all stored frames; quicker to trace, in every epoch, than a view that is all."""
+    return places.map(lambda place: (place, tf.range(table.mask.shape[1])))
 
 
 def _counts(table: FeatureTable) -> np.ndarray:
