@@ -18,24 +18,29 @@ def data(data_dir: str) -> accuracy_table.Data:
     return accuracy_table.read_data(data_dir, "none")
 
 
-def test_a_row_is_the_run_of_the_trainer(
-    data_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(RECIPES["frozen"], "epochs", 3)
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe of 2 epochs, and a motion head of 2 members."""
+    monkeypatch.setitem(RECIPES["frozen"], "epochs", 2)
+    monkeypatch.setitem(model.HEADS, "motion", replace(model.HEADS["motion"], num_members=2))
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_row_is_the_run_of_the_trainer(data_dir: str, tmp_path: Path) -> None:
     keras.utils.set_random_seed(2)  # of the backbone, as the run begins with it
     data = accuracy_table.read_data(data_dir, "none")
     config = accuracy_table.run_config("frozen", data, 2, tmp_path / "run")
-    assert (config.batch_size, config.epochs, config.seed) == (16, 3, 2)
+    assert (config.batch_size, config.epochs, config.seed) == (16, 2, 2)
     probabilities = accuracy_table.fit_head("motion", None, data, 2, tmp_path / "row")
     train.train(config)
     # The evaluation passes frames, in batches of another size.
     np.testing.assert_allclose(probabilities, _evaluated(tmp_path / "run", data.data_dir), atol=1e-5)
 
 
+@pytest.mark.usefixtures("quick")
 def test_drawn_is_a_run_on_half_of_the_frames_and_its_views_those_of_an_evaluation(
-    data_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data_dir: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(RECIPES["frozen"], "epochs", 3)
     keras.utils.set_random_seed(2)
     data = accuracy_table.read_data(data_dir, "none")
     one = accuracy_table.ROWS["drawn"](data, 2, tmp_path / "drawn/2/run")
