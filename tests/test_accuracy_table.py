@@ -179,6 +179,14 @@ def test_the_table_compares_with_the_better_row_of_the_notebook(capsys: pytest.C
     assert printed[-1] == "2 seeds, 4 clips. Differences to: notebook shuffled, head."
 
 
+def test_without_the_notebook_the_table_compares_with_motion() -> None:
+    right = np.ones((2, 4), bool)
+    table = accuracy_table.make_table({"motion, uniform": right, "block5, uniform": ~right})
+    assert [row.get("against") for row in table] == [None, "motion, uniform"]
+    assert table[1]["difference"] == -1
+    assert "against" not in accuracy_table.make_table({"probe, uniform": right})[0]
+
+
 def test_the_notebook_validates_on_the_end_of_its_list(
     data: accuracy_table.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
