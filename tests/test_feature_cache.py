@@ -95,14 +95,14 @@ def test_an_epoch_of_features_is_that_of_frames(
     """Of some clips there are fewer frames than are drawn."""
     table = feature_cache.cached_features(built.frozen, folder, info, "train", 4)
     video_ids = [row["video_id"] for row in shards.clip_rows(folder, "train")]
-    cached = feature_cache.train_feature_dataset(table, info, 3, 1, 5, skip_batches, num_frames, video_ids)
+    cached = feature_cache.train_feature_dataset(table, info, video_ids, 3, 1, 5, skip_batches, num_frames)
     frames = train_dataset(folder, info, 3, 1, 5, skip_batches, num_frames=num_frames)
     assert _assert_same_batches(built, cached, frames) == 8 - 3 * skip_batches
 
 
-@pytest.mark.parametrize(("num_frames", "num_clips"), [(3, 1), (2, 2), (1, 3)])
+@pytest.mark.parametrize(("num_frames", "num_clips"), [(3, 1), (2, 2), (1, 3), (None, 2)])
 def test_views_of_features_are_those_of_frames(
-    built: FusedModel, folder: str, info: shards.DatasetInfo, num_frames: int, num_clips: int
+    built: FusedModel, folder: str, info: shards.DatasetInfo, num_frames: int | None, num_clips: int
 ) -> None:
     table = feature_cache.cached_features(built.frozen, folder, info, "test", 4)
     cached = feature_cache.eval_feature_dataset(table, 4, num_frames, num_clips)

@@ -336,8 +336,8 @@ class TrainConfig:
             )
         if self.data_service is not None and self.can_cache_features and self.cache_features != "off":
             raise ConfigError(
-                "data_service has nothing to do where a frozen backbone's features are computed once: change "
-                "frames (augment), train the backbone (fine_tune), or set cache_features=off."
+                "data_service has nothing to do where what is frozen of the backbone is run once: change "
+                "frames (augment), train all of it (fine_tune=all), or set cache_features=off."
             )
         if self.input_ram_gb is not None and not self.input_ram_gb > 0:
             raise ConfigError(f"input_ram_gb must be above 0; got {self.input_ram_gb}.")

@@ -133,24 +133,24 @@ def size_bytes(frozen: keras.Model, info: DatasetInfo, splits: Iterable[str]) ->
 def train_feature_dataset(
     table: FeatureTable,
     info: DatasetInfo,
+    video_ids: Sequence[str],
     batch_size: int,
     seed: int,
     epoch: int,
     skip_batches: int = 0,
     num_frames: int | None = None,
-    video_ids: Sequence[str] = (),
 ) -> tf.data.Dataset:
     """One epoch of cached features, clip for clip and frame for frame the epoch of `train_dataset`.
 
     Args:
       table: features of `train`.
-      info: as `train_dataset` takes it, and so are the next five.
+      info: the dataset; an epoch mixes its clips by shards.
+      video_ids: of the table's clips, by which frames are drawn.
       batch_size: B.
       seed: of the order and of the frames that are drawn.
       epoch: likewise.
       skip_batches: left out from the start.
       num_frames: T frames are drawn of each clip; None takes all that are stored.
-      video_ids: of the table's clips, by which frames are drawn.
 
     Returns:
       A finite dataset of ({"features": [B, T, ...] as in the table, "mask": bool [B, T]}, label int32 [B],
@@ -159,7 +159,7 @@ def train_feature_dataset(
     places = places_in_epoch_order(info, "train", seed, epoch, skip_batches * batch_size)
     if num_frames is None:
         return _batches(_whole(places, table), table, len(table.label), batch_size, skip_batches)
-    counts, names = tf.constant(_counts(table)), tf.constant(list(video_ids))
+    counts, names = tf.constant(_counts(table)), tf.constant(video_ids)
 
     def draw(place: tf.Tensor) -> _View:
         seeds = augment.clip_seeds(seed, epoch, names[place])
@@ -179,19 +179,20 @@ def eval_feature_dataset(
       table: of any split.
       batch_size: views per batch (B).
       num_frames: frames of each view (T), evenly spread; None takes all that are stored.
-      num_clips: views of each clip in time, only with `num_frames`.
+      num_clips: views of each clip in time.
 
     Returns:
       Batches as those of `train_feature_dataset`.
     """
     places = tf.data.Dataset.range(len(table.label))
-    if num_frames is None:
+    if num_frames is None and num_clips == 1:
         return _batches(_whole(places, table), table, len(table.label), batch_size)
     counts = tf.constant(_counts(table))
+    view_frames = table.mask.shape[1] if num_frames is None else num_frames
 
     def view(number: tf.Tensor, place: tf.Tensor) -> _View:
-        positions = augment.view_positions(counts[place], num_frames, tf.cast(number, tf.int32), num_clips)
-        return place, _padded(positions, counts[place], num_frames)
+        positions = augment.view_positions(counts[place], view_frames, tf.cast(number, tf.int32), num_clips)
+        return place, _padded(positions, counts[place], view_frames)
 
     numbered = places.flat_map(
         lambda place: tf.data.Dataset.from_tensors(place).repeat(num_clips).enumerate()

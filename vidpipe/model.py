@@ -173,7 +173,8 @@ def build_model(
     fused = keras.Model(inputs, classify(encoded), name="vidpipe")
     if frozen is None:
         return FusedModel(fused, None, None)
-    stored = _clip_inputs(replace(spec, num_frames=stored_frames or spec.num_frames))
+    stored_spec = spec if stored_frames is None else replace(spec, num_frames=stored_frames)
+    stored = _clip_inputs(stored_spec)
     below = _apply_to_real_frames(lambda real: frozen(preprocess(real)), stored["frames"], stored["mask"])
     features = keras.Input((spec.num_frames, *below.shape[2:]), dtype=below.dtype, name="features")
     above = features if trained is None else _apply_to_real_frames(trained, features, mask)

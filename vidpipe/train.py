@@ -259,7 +259,7 @@ def feature_batches(
 
     def train_batches(epoch: int, skip: int, num_workers: int, worker: int) -> tf.data.Dataset:
         steps = feature_cache.train_feature_dataset(
-            tables["train"], info, batch_size, seed, epoch, skip, num_frames, video_ids
+            tables["train"], info, video_ids, batch_size, seed, epoch, skip, num_frames
         )
         return distribution.share_of(steps, num_workers, worker)
 
