@@ -139,6 +139,15 @@ def slow_read(path: str, clip: ClipConfig, encoding: str, quality: int) -> video
     return video.read_encoded_clip(path, clip, encoding, quality)
 
 
+def read_of_a_file_that_grows(path: str, clip: ClipConfig, encoding: str, quality: int) -> video.EncodedClip:
+    """Runs in a worker: whoever copies video_00.avi into place goes on while it is read."""
+    read = video.read_encoded_clip(path, clip, encoding, quality)
+    if Path(path).name == "video_00.avi":
+        with Path(path).open("ab") as file:
+            file.write(bytes(8))
+    return read
+
+
 def flaky_read(path: str, clip: ClipConfig, encoding: str, quality: int) -> video.EncodedClip:
     """Runs in a worker: the first to read a video_00.avi dies at it, and leaves a mark for the next."""
     mark = Path(os.environ["FLAKY_READ_MARKS"]) / Path(path).name

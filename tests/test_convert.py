@@ -18,7 +18,14 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synthetic import committed_bytes, faulty_read, flaky_read, greedy_read, slow_read
+from synthetic import (
+    committed_bytes,
+    faulty_read,
+    flaky_read,
+    greedy_read,
+    read_of_a_file_that_grows,
+    slow_read,
+)
 from vidpipe import convert, shards
 from vidpipe.config import ConversionConfig
 from vidpipe.manifest import VideoRow
@@ -87,6 +94,19 @@ def test_too_many_skips_fail_at_the_end_and_a_mended_video_is_taken_up(
     report = convert.convert(config)
     assert (report.written, report.skipped) == (10, [])
     assert (report.shards_made, report.shards_kept) == (1, 2)
+
+
+def test_a_file_that_changed_while_it_was_read_is_read_again(
+    tmp_path: Path, video_dir: Path, conversion: MakeConversion
+) -> None:
+    videos = shutil.copytree(video_dir / "train" / "long", tmp_path / "videos" / "long")
+    config = conversion(tmp_path / "out", shard_size_mb=1e-6)
+    manifest = dataclasses.replace(config.manifest, video_dir=str(videos.parent), val_fraction=0)
+    config = dataclasses.replace(config, manifest=manifest)
+    convert.convert(config, read=read_of_a_file_that_grows)
+    for made in (1, 0):
+        report = convert.convert(config)
+        assert (report.shards_made, report.shards_kept) == (made, 5 - made)
 
 
 def test_a_damaged_shard_is_made_again(tmp_path: Path, conversion: MakeConversion, data_dir: str) -> None:

@@ -15,7 +15,7 @@ import logging
 import os
 import posixpath
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,6 +34,8 @@ from vidpipe.spec import SPLITS, VidpipeError
 
 ReadEncodedClip = Callable[[str, ClipConfig, str, int], video.EncodedClip]
 _Outcome = worker.Outcome[video.EncodedClip]
+# Size in bytes and time of the last change in ns; None where there is no file.
+_SourceState = list[int] | None
 MakeShards = Callable[["Sequence[ShardPlan]", ConversionConfig, list[str], ReadEncodedClip], None]
 
 # What the conversion knows of itself while it runs, and what a repair needs later: the plan and, per
@@ -187,7 +189,7 @@ def _convert_locked(
 
 def _make_shard(
     plan: ShardPlan,
-    outcomes: Iterable[_Outcome],
+    outcomes: Iterable[tuple[_Outcome, _SourceState]],
     config: ConversionConfig,
     classes: list[str],
 ) -> None:
@@ -196,8 +198,8 @@ def _make_shard(
 
     def examples() -> Iterator[bytes]:
         position = 0
-        for row, outcome in zip(plan.rows, outcomes, strict=True):
-            videos.append(_video_row(row, outcome, plan.name, position, config))
+        for row, (outcome, source) in zip(plan.rows, outcomes, strict=True):
+            videos.append(_video_row(row, outcome, source, plan.name, position))
             if outcome.value is None:
                 _log.warning("Skipped %s: %s", row.video_id, outcome.reason)
             else:
@@ -209,12 +211,14 @@ def _make_shard(
     shards.write_text(_state(config.output_dir, plan.name), json.dumps(state) + "\n")
 
 
-def _watched(outcomes: Iterable[_Outcome], progress: Progress) -> Iterator[_Outcome]:
+def _watched(
+    outcomes: Iterable[tuple[_Outcome, _SourceState]], progress: Progress
+) -> Iterator[tuple[_Outcome, _SourceState]]:
     skipped = 0
-    for outcome in outcomes:
+    for outcome, source in outcomes:
         skipped += outcome.value is None
         progress.advance(note=f"{skipped} skipped")
-        yield outcome
+        yield outcome, source
 
 
 def _num_workers(config: ConversionConfig) -> int:
@@ -223,17 +227,27 @@ def _num_workers(config: ConversionConfig) -> int:
 
 def _read_in_order(
     workers: worker.Workers, plans: Sequence[ShardPlan], config: ConversionConfig, read: ReadEncodedClip
-) -> Iterator[_Outcome]:
-    """Yields the outcome of every planned video, in order."""
+) -> Iterator[tuple[_Outcome, _SourceState]]:
+    """Yields the outcome of every planned video, in order, and the state of its file before it was read.
+
+    A file that is still being copied has another state later, by which the next run knows to read it again.
+    """
     rows = [row for plan in plans for row in plan.rows]
-    calls = (
-        (str(Path(config.manifest.video_dir) / row.path), config.clip, config.encoding, config.jpeg_quality)
-        for row in rows
-        if row.path
-    )
-    outcomes = workers.read_in_order(read, calls)
+    states: deque[_SourceState] = deque()
+
+    def calls() -> Iterator[tuple[str, ClipConfig, str, int]]:
+        for row in rows:
+            if row.path:
+                states.append(_source_state(row, config))
+                path = str(Path(config.manifest.video_dir) / row.path)
+                yield path, config.clip, config.encoding, config.jpeg_quality
+
+    outcomes = workers.read_in_order(read, calls())
     for row in rows:
-        yield next(outcomes) if row.path else worker.Outcome(None, "not found under video_dir")
+        if row.path:
+            yield next(outcomes), states.popleft()
+        else:
+            yield worker.Outcome(None, "not found under video_dir"), None
 
 
 def _encode(row: VideoRow, clip: video.EncodedClip, classes: list[str], config: ConversionConfig) -> bytes:
@@ -250,12 +264,12 @@ def _encode(row: VideoRow, clip: video.EncodedClip, classes: list[str], config: 
 
 
 def _video_row(
-    row: VideoRow, outcome: _Outcome, shard: str, position: int, config: ConversionConfig
+    row: VideoRow, outcome: _Outcome, source: _SourceState, shard: str, position: int
 ) -> dict[str, Any]:
     """The video's row of videos.csv, and the state of its file, by which a later run sees a change."""
     common = {
         "video_id": row.video_id, "split": row.split, "label": row.label_name, "group": row.group,
-        "source": _source_state(row, config),
+        "source": source,
     }  # fmt: skip
     if outcome.value is None:
         return common | {"status": "skipped", "reason": outcome.reason}
@@ -267,7 +281,7 @@ def _video_row(
     )
 
 
-def _source_state(row: VideoRow, config: ConversionConfig) -> list[int] | None:
+def _source_state(row: VideoRow, config: ConversionConfig) -> _SourceState:
     try:
         stat = (Path(config.manifest.video_dir) / row.path).stat() if row.path else None
     except OSError:
