@@ -198,6 +198,22 @@ def test_a_video_on_both_sides_is_refused(tmp_path: Path) -> None:
         read_manifest(ManifestConfig(str(tmp_path), train_manifest=both, test_manifest=both))
 
 
+def test_a_group_may_not_part_between_train_and_val(tmp_path: Path) -> None:
+    train, val = "train/run/v_Run_g01_c01.avi", "val/run/v_Run_g01_c02.avi"
+    _touch(tmp_path, train, val)
+    with pytest.raises(ManifestError, match=rf"Group run/g01 is in train \({train}\) and in val \({val}\)\."):
+        read_manifest(ManifestConfig(str(tmp_path)))
+
+
+def test_a_group_on_the_test_side_too_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train = _csv(tmp_path / "train.csv", "video_name,tag,group\na.mp4,x,g1\nb.mp4,x,g2\nc.mp4,x,g3\n")
+    for other, told in (("g4", ""), ("g3", "1 groups are in test and in train or val, as g3:")):
+        test = _csv(tmp_path / "test.csv", f"video_name,tag,group\nd.mp4,x,{other}\n")
+        read_manifest(ManifestConfig(str(tmp_path), train_manifest=train, test_manifest=test, val_fraction=0))
+        assert caplog.text.count("are in test") == bool(told)
+        assert told in caplog.text
+
+
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="There is no folder .*nowhere"):
         read_manifest(ManifestConfig(str(tmp_path / "nowhere")))

@@ -75,8 +75,8 @@ def read_manifest(config: ManifestConfig) -> list[VideoRow]:
       Rows in the manifest's order. Videos that are not under `video_dir` are among them, with an empty path.
 
     Raises:
-      ManifestError: a folder or file is missing, a row is malformed, a video is listed twice, or the test
-        side has a class that the train side lacks.
+      ManifestError: a folder or file is missing, a row is malformed, a video is listed twice, a group is put
+        into both train and val, or the test side has a class that the train side lacks.
     """
     video_dir = Path(config.video_dir)
     if not video_dir.is_dir():
@@ -95,6 +95,7 @@ def read_manifest(config: ManifestConfig) -> list[VideoRow]:
         rows = list(_locate(rows, video_dir))
     if not any(row.split == "val" for row in rows):
         rows = assign_validation(rows, config.val_fraction, config.seed)
+    _check_groups(rows)
     return rows
 
 
@@ -250,6 +251,25 @@ def _check_rows(rows: list[VideoRow]) -> None:
             raise ManifestError(
                 f"{row.video_id} ({row.split}) has the class {row.label_name}, which has no training video."
             )
+
+
+def _check_groups(rows: Iterable[VideoRow]) -> None:
+    """Refuses a group in both train and val; one in test too is the list's maker's business, but is told."""
+    first: dict[str, dict[str, str]] = defaultdict(dict)
+    for row in rows:
+        first[row.group].setdefault(row.split, row.video_id)
+    for group, videos in first.items():
+        if {"train", "val"} <= set(videos):
+            raise ManifestError(
+                f"Group {group} is in train ({videos['train']}) and in val ({videos['val']}). Put it into "
+                "one, or list no val videos: then whole groups are chosen. A CSV may say other groups."
+            )
+    tested = [group for group, videos in first.items() if "test" in videos and len(videos) > 1]
+    if tested:
+        _log.warning(
+            "%d groups are in test and in train or val, as %s: expect too high a test accuracy.",
+            len(tested), tested[0],
+        )  # fmt: skip
 
 
 def _choose_classes(rows: list[VideoRow], config: ManifestConfig) -> list[VideoRow]:
