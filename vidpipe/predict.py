@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageDraw, ImageFont
 
-from vidpipe import shards, video, worker
+from vidpipe import report, shards, video, worker
 from vidpipe.config import ClipConfig, ConversionConfig
 from vidpipe.input_pipeline import centre_view
 from vidpipe.manifest import VIDEO_SUFFIXES
@@ -300,9 +300,6 @@ def write_timelines(
       ModelError: the run has no readable model.
       PredictError: the files cannot be written.
     """
-    # Here: matplotlib takes a second, which those who want no picture need not wait for.
-    from vidpipe import report
-
     folder = Path(output_dir)
     _make_folder(folder)
     classifier = load_classifier(run_dir)
