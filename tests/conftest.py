@@ -96,6 +96,20 @@ def train_config(data_dir: str) -> Callable[..., TrainConfig]:
     return make
 
 
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The inodes of all files and folders that were flushed to the disk."""
+    inodes: set[int] = set()
+    original = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        inodes.add(os.fstat(descriptor).st_ino)
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return inodes
+
+
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[webdriver.Chrome]":
     """A headless browser, started once; use `browser`."""

@@ -183,9 +183,10 @@ def test_training_normalizes_every_backbone_s_batches_as_prediction_does(
     assert not any(gradient is None for gradient in tape.gradient(loss, small.fused.trainable_variables))
 
 
-def test_save_and_load(fused: FusedModel, inputs: dict, tmp_path: Path) -> None:
+def test_save_and_load(fused: FusedModel, inputs: dict, tmp_path: Path, synced: set[int]) -> None:
     save_model(fused.fused, CARD, tmp_path / "model.keras")
     assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
+    assert {path.stat().st_ino for path in (tmp_path, tmp_path / "model.keras")} <= synced
     loaded, card = load_model(tmp_path / "model.keras")
     assert card == CARD
     assert (loaded(inputs).numpy() == fused.fused(inputs).numpy()).all()

@@ -34,8 +34,9 @@ def test_a_written_shard_is_described_as_it_is(tmp_path: Path) -> None:
     assert [record.numpy() for record in records] == [b"one", b"three"]
 
 
-def test_info_round_trip(data_dir: str, info: shards.DatasetInfo, tmp_path: Path) -> None:
+def test_info_round_trip(data_dir: str, info: shards.DatasetInfo, tmp_path: Path, synced: set[int]) -> None:
     shards.write_info(tmp_path, info)
+    assert {path.stat().st_ino for path in (tmp_path, tmp_path / shards.INFO_NAME)} <= synced
     assert shards.read_info(tmp_path) == info
     assert (tmp_path / shards.INFO_NAME).read_bytes() == (Path(data_dir) / shards.INFO_NAME).read_bytes()
 

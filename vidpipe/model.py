@@ -20,6 +20,7 @@ from keras import layers, ops
 
 from vidpipe.backbone import BACKBONES, build_backbone, freeze_blocks
 from vidpipe.config import ClipConfig, ModelConfig, from_dict
+from vidpipe.shards import commit
 from vidpipe.spec import ClipSpec, VidpipeError
 
 CARD_NAME = "vidpipe.json"
@@ -383,12 +384,12 @@ def _stable_path(weight: keras.Variable) -> str:
 
 
 def save_model(model: keras.Model, card: ModelCard, path: Path) -> None:
-    """Writes a `.keras` file with the card in it, atomically."""
+    """Writes a `.keras` file with the card in it; the old one is there until the new one is whole."""
     temporary = path.with_name(f"{path.stem}.tmp.keras")
     model.save(temporary)
     with zipfile.ZipFile(temporary, "a") as archive:
         archive.writestr(CARD_NAME, card.to_json())
-    temporary.replace(path)
+    commit(temporary, path)
 
 
 def load_model(path: Path) -> tuple[keras.Model, ModelCard]:
