@@ -1,6 +1,7 @@
 """Small lists of our own, whose splits and classes are known by construction."""
 
 import logging
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -89,6 +90,13 @@ def test_class_folders_under_split_folders(tmp_path: Path) -> None:
     _touch(tmp_path, "train/run/1.avi", "test/run/2.avi")
     rows = read_manifest(ManifestConfig(str(tmp_path), val_fraction=0))
     assert [(row.label_name, row.split) for row in rows] == [("run", "test"), ("run", "train")]
+
+
+def test_a_name_that_is_not_utf8_is_written_with_escapes(tmp_path: Path) -> None:
+    name = os.fsdecode(b"run/caf\xe9.avi")
+    _touch(tmp_path, name)
+    (row,) = read_manifest(ManifestConfig(str(tmp_path), val_fraction=0))
+    assert (row.video_id, row.path, row.group) == (r"run/caf\udce9.avi", name, r"run/caf\udce9.avi")
 
 
 def test_top_classes_take_the_later_name_of_equals(tmp_path: Path) -> None:

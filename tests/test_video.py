@@ -1,5 +1,6 @@
 """Decoding, checked by brightness: frame i of a synthetic video tells its index."""
 
+import os
 import pickle
 import re
 import shutil
@@ -173,6 +174,14 @@ def test_garbage_with_the_right_ending_is_refused(tmp_path: Path, content: bytes
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(video.VideoReadError, match="nowhere.avi: no such file"):
         video.read_clip(str(tmp_path / "nowhere.avi"), ClipConfig())
+
+
+def test_a_path_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    """OpenCV crashes on it."""
+    path = tmp_path / os.fsdecode(b"caf\xe9.avi")
+    write_brightness_video(tmp_path / "a.avi", 3).rename(path)
+    with pytest.raises(video.VideoReadError, match="has a path that is not UTF-8"):
+        video.read_clip(str(path), ClipConfig())
 
 
 def test_a_wrong_ending_does_not_matter(tmp_path: Path) -> None:

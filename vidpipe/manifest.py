@@ -219,13 +219,15 @@ def _read_class_folders(video_dir: Path) -> list[VideoRow]:
     has_splits = set(folders) <= set(SPLITS)
     rows, ignored = [], []
     for path in _files_under(video_dir):
-        parts = PurePosixPath(path).parts
+        # A file's name need not be UTF-8; what is written down must be.
+        name = path.encode(errors="backslashreplace").decode()
+        parts = PurePosixPath(name).parts
         depth = 3 if has_splits else 2
-        if len(parts) < depth or PurePosixPath(path).suffix.lower() not in VIDEO_SUFFIXES:
-            ignored.append(path)
+        if len(parts) < depth or PurePosixPath(name).suffix.lower() not in VIDEO_SUFFIXES:
+            ignored.append(name)
             continue
         split, label = (parts[0], parts[1]) if has_splits else ("train", parts[0])
-        rows.append(VideoRow(path, path, label, split, _group(path, label)))
+        rows.append(VideoRow(name, path, label, split, _group(name, label)))
     if ignored:
         _log.warning(
             "%d files under %s are not videos in a class folder and are left out, as %s.",
