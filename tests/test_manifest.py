@@ -99,6 +99,15 @@ def test_a_name_that_is_not_utf8_is_written_with_escapes(tmp_path: Path) -> None
     assert (row.video_id, row.path, row.group) == (r"run/caf\udce9.avi", name, r"run/caf\udce9.avi")
 
 
+def test_links_are_followed_but_not_back_up(tmp_path: Path) -> None:
+    _touch(tmp_path / "videos", "run/1.avi", "walk/1.avi")
+    _touch(tmp_path / "elsewhere", "2.avi")
+    (tmp_path / "videos/run/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "videos/walk/all").symlink_to(tmp_path / "videos")
+    rows = read_manifest(ManifestConfig(str(tmp_path / "videos"), val_fraction=0))
+    assert [row.video_id for row in rows] == ["run/1.avi", "run/more/2.avi", "walk/1.avi"]
+
+
 def test_top_classes_take_the_later_name_of_equals(tmp_path: Path) -> None:
     train = [
         f"{name}/{index}.avi"

@@ -320,9 +320,13 @@ def _locate(rows: list[VideoRow], video_dir: Path) -> Iterator[VideoRow]:
 
 
 def _files_under(folder: Path) -> Iterator[str]:
-    """Relative paths with forward slashes, sorted, without hidden files."""
+    """Relative paths with forward slashes, sorted, without hidden files. Links are followed, not back up."""
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        real = Path(parent).resolve()
+        above = {real, *real.parents}
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and Path(parent, name).resolve() not in above
+        )
         for name in sorted(names):
             if not name.startswith("."):
                 yield (Path(parent) / name).relative_to(folder).as_posix()
