@@ -72,6 +72,8 @@ def test_the_size_of_the_stored_frames(
         (lambda: ManifestConfig("v", ucf101_lists="l", train_manifest="t"), "not both"),
         (lambda: ManifestConfig("v", test_manifest="t"), "needs a train_manifest"),
         (lambda: ManifestConfig("v", classes=("a",), top_classes=1), "not both"),
+        (lambda: ManifestConfig("v", seed=-1), r"seed must be in \[0, 2\*\*32\); got -1"),
+        (lambda: ManifestConfig("v", classes=()), "classes names no class"),
         (lambda: ConversionConfig("o", ManifestConfig("v"), jpeg_quality=0), "jpeg_quality must be from 1"),
         (lambda: ConversionConfig("o", ManifestConfig("v"), max_skipped=2), "max_skipped is a fraction"),
         (
@@ -79,6 +81,7 @@ def test_the_size_of_the_stored_frames(
             "shard_size_mb must be above 0",
         ),
         (lambda: TrainConfig("d", "r", epochs=0), "epochs must be at least 1; got 0"),
+        (lambda: TrainConfig("d", "r", seed=2**32), r"seed must be in \[0, 2\*\*32\); got 4294967296"),
         (lambda: OptimizerConfig(learning_rate=0), "learning_rate must be above 0; got 0"),
         (lambda: OptimizerConfig(clip_norm=0), "clip_norm must be above 0; got 0"),
         (lambda: OptimizerConfig(weight_decay=-1), "weight_decay must be 0 or more; got -1"),

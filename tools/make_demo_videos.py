@@ -15,7 +15,7 @@ import cli
 from vidpipe import video
 
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Gets videos/ and lists/.", required=True)
-_SEED = flags.DEFINE_integer("seed", 1, "Of everything that varies.")
+_SEED = flags.DEFINE_integer("seed", 1, "Of everything that varies.", lower_bound=0)
 
 CLASSES = ("BlueToRed", "Brightening", "Darkening", "Growing", "RedToBlue", "Shrinking")
 # Each backward class is its partner played in reverse.

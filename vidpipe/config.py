@@ -127,6 +127,7 @@ class ManifestConfig:
 
     def __post_init__(self) -> None:
         _check_at_least(self, fold=1, top_classes=1)
+        _check_seed(self.seed)
         if self.fold > 3:
             raise ConfigError(f"UCF101 has folds 1, 2 and 3; got fold={self.fold}.")
         if not 0 <= self.val_fraction < 1:
@@ -137,6 +138,8 @@ class ManifestConfig:
             raise ConfigError("test_manifest needs a train_manifest beside it.")
         if self.classes is not None and self.top_classes is not None:
             raise ConfigError("Give either classes or top_classes, not both.")
+        if self.classes is not None and not self.classes:
+            raise ConfigError("classes names no class.")
 
 
 @dataclass(frozen=True)
@@ -312,6 +315,7 @@ class TrainConfig:
             self, epochs=1, batch_size=1, accumulate=1, checkpoint_every=1, keep_checkpoints=1, num_frames=1,
             patience=1,
         )  # fmt: skip
+        _check_seed(self.seed)
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("cache_features", self.cache_features, CACHE_FEATURES)
         _check_choice("augment", self.augment, AUGMENT)
@@ -405,3 +409,8 @@ def _check_at_least(config: Any, **bounds: int) -> None:
         value = getattr(config, name)
         if value is not None and value < bound:
             raise ConfigError(f"{name} must be at least {bound}; got {value}.")
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:  # what scikit-learn, numpy and Keras all take
+        raise ConfigError(f"seed must be in [0, 2**32); got {seed}.")
