@@ -60,6 +60,27 @@ def test_wrong_input_gets_one_line_and_its_code(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("main", "code", "message"),
+    [
+        ("open('/nowhere/a.png', 'w')", 1, "-c: No such file or directory: /nowhere/a.png\n"),
+        ("print('x' * 10**6)", 141, ""),
+        ("print('x')", 141, ""),
+    ],
+)
+def test_what_the_system_refuses_is_no_traceback(main: str, code: int, message: str) -> None:
+    """Nobody reads the output."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", f"import cli; cli.run(lambda _: {main})"]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    ended = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=TOOLS, env=buffered, check=False
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (code, message)
+
+
 def test_help_names_the_flags_and_an_example() -> None:
     ended = run_tool("train.py", "--help")
     assert ended.returncode == 0

@@ -18,7 +18,7 @@ from vidpipe.spec import VidpipeError
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs `main` with absl's flags and leaves with 0 done, 1 failed, 2 wrong usage, 128 + n for signal n.
 
-    A VidpipeError is the user's to mend: one line on stderr, no traceback.
+    A VidpipeError is the user's to mend: one line on stderr, no traceback. So is what the system refuses.
     """
 
     def guarded(arguments: list[str]) -> None:
@@ -26,12 +26,20 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its fonts at its first start
         try:
             code = main(arguments[1:]) or 0
+            sys.stdout.flush()
         except VidpipeError as error:
             print(f"{_tool_name()}: {error}", file=sys.stderr)
             code = error.exit_code
         except KeyboardInterrupt:
             print(f"{_tool_name()}: interrupted", file=sys.stderr)
             code = 130
+        except BrokenPipeError:  # whoever reads has seen enough, as `head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 141
+        except OSError as error:
+            where = f": {error.filename}" if error.filename else ""
+            print(f"{_tool_name()}: {error.strerror or error}{where}", file=sys.stderr)
+            code = 1
         _leave(code)
 
     app.run(guarded, flags_parser=_parse)
