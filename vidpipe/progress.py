@@ -64,7 +64,8 @@ class Progress:
         self._last_log = time.monotonic()
         elapsed = self._last_log - self._start
         rate = (self._count - self._done_before) / elapsed if elapsed > 0 else 0.0
-        figures = f"{self._count}/{self._total} {self._unit} in {elapsed:.0f} s, {rate:.1f} {self._unit}/s"
+        speed = f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
+        figures = f"{self._count}/{self._total} {self._unit} in {elapsed:.0f} s, {speed} {self._unit}/s"
         if rate > 0 and self._count < self._total:
             figures += f", {(self._total - self._count) / rate:.0f} s left"
         _log.info("%s: %s%s", self._description, figures, f", {self._note}" if self._note else "")
