@@ -36,6 +36,7 @@ ReadEncodedClip = Callable[[str, ClipConfig, str, int], video.EncodedClip]
 _Outcome = worker.Outcome[video.EncodedClip]
 # Size in bytes and time of the last change in ns; None where there is no file.
 _SourceState = list[int] | None
+_Read = tuple[_Outcome, _SourceState]
 MakeShards = Callable[["Sequence[ShardPlan]", ConversionConfig, list[str], ReadEncodedClip], None]
 
 # What the conversion knows of itself while it runs, and what a repair needs later: the plan and, per
@@ -189,7 +190,7 @@ def _convert_locked(
 
 def _make_shard(
     plan: ShardPlan,
-    outcomes: Iterable[tuple[_Outcome, _SourceState]],
+    outcomes: Iterable[_Read],
     config: ConversionConfig,
     classes: list[str],
 ) -> None:
@@ -211,9 +212,7 @@ def _make_shard(
     shards.write_text(_state(config.output_dir, plan.name), json.dumps(state) + "\n")
 
 
-def _watched(
-    outcomes: Iterable[tuple[_Outcome, _SourceState]], progress: Progress
-) -> Iterator[tuple[_Outcome, _SourceState]]:
+def _watched(outcomes: Iterable[_Read], progress: Progress) -> Iterator[_Read]:
     skipped = 0
     for outcome, source in outcomes:
         skipped += outcome.value is None
@@ -227,7 +226,7 @@ def _num_workers(config: ConversionConfig) -> int:
 
 def _read_in_order(
     workers: worker.Workers, plans: Sequence[ShardPlan], config: ConversionConfig, read: ReadEncodedClip
-) -> Iterator[tuple[_Outcome, _SourceState]]:
+) -> Iterator[_Read]:
     """Yields the outcome of every planned video, in order, and the state of its file before it was read.
 
     A file that is still being copied has another state later, by which the next run knows to read it again.

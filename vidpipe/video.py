@@ -32,7 +32,6 @@ MAX_FRAME_PIXELS = 2**28
 # Where neither the header nor the frames tell of time.
 ASSUMED_FPS = 25
 OUT_OF_MEMORY = "larger than the limit of memory"
-NOT_UTF8 = "has a path that is not UTF-8"
 # Of a stored frame; JPEG's own limit.
 MAX_FRAME_SIDE = 65500
 
@@ -293,7 +292,7 @@ def _open(path: str) -> Iterator[cv2.VideoCapture]:
     if not Path(path).is_file():
         raise VideoReadError(path, "no such file")
     if path != path.encode(errors="replace").decode():
-        raise VideoReadError(path, NOT_UTF8)  # OpenCV would crash
+        raise VideoReadError(path, "has a path that is not UTF-8")  # OpenCV would crash
     # FFmpeg by name: left to choose, OpenCV would also take `img_01.png` for the start of an image sequence.
     # One thread: in bulk a process per core beats threads within a video.
     capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
