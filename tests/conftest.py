@@ -6,16 +6,26 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from synthetic import position_frames, write_class_folders
-from vidpipe import convert, shards, video
-from vidpipe.config import ClipConfig, ConversionConfig, ManifestConfig, ModelConfig, TrainConfig
+from vidpipe.config import (
+    ClipConfig,
+    ConversionConfig,
+    ManifestConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from vidpipe.data import convert, shards, video
+from vidpipe.data.dataset import Dataset
 
 if TYPE_CHECKING:
+    import keras
     from selenium import webdriver
 
 CLIP = ClipConfig(num_frames=4, image_size=32)
@@ -24,6 +34,51 @@ _CHROMIUM_FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--disable-dev-shm-usage", "--window-size=1200,900",
 )  # fmt: skip
+
+
+# Tests with one of these markers are slow: they start processes, a browser or servers, or build all of VGG16.
+SLOW_KINDS = ("processes", "browser", "object_store", "devices", "benchmark", "full_backbone")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests of a slow kind as slow; `tools/test.sh` leaves those out, `tools/test.sh all` runs them."""
+    for item in items:
+        if any(item.get_closest_marker(kind) for kind in SLOW_KINDS):
+            item.add_marker(pytest.mark.slow)
+
+
+def shallow_vgg16(
+    weights: str | None, include_top: bool, input_shape: tuple[int, int, int], pooling: str
+) -> "keras.Model":
+    """Builds VGG16 with one convolution per block: the same widths and names, a third of the operations."""
+    import keras
+    from keras import layers
+
+    assert weights is None, "the shallow VGG16 has no pretrained weights: mark the test full_backbone"
+    assert not include_top
+    assert pooling == "avg"
+    image = features = keras.Input(input_shape)
+    for block, filters in enumerate((64, 128, 256, 512, 512), start=1):
+        convolution = layers.Conv2D(filters, 3, padding="same", activation="relu", name=f"block{block}_conv1")
+        features = layers.MaxPooling2D(name=f"block{block}_pool")(convolution(features))
+    return keras.Model(image, layers.GlobalAveragePooling2D()(features), name="vgg16")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shallow_backbone(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Replaces VGG16 by `shallow_vgg16`, but in modules that are marked full_backbone.
+
+    Tracing takes most of the tests' time, and follows the number of operations.
+    """
+    if request.node.get_closest_marker("full_backbone"):
+        yield
+        return
+    from vidpipe.model.backbone import BACKBONES
+
+    full = BACKBONES["vgg16"]
+    BACKBONES["vgg16"] = replace(full, application=shallow_vgg16)
+    yield
+    BACKBONES["vgg16"] = full
 
 
 @pytest.fixture(scope="session")
@@ -72,25 +127,38 @@ def convert_wide_and_tall(wide_and_tall: Path) -> Callable[..., ClipConfig]:
 
     def make(output_dir: Path, encoding: str, resize: str) -> ClipConfig:
         clip = ClipConfig(num_frames=4, image_size=32, resize=resize)
-        manifest = ManifestConfig(str(wide_and_tall), val_fraction=0)
-        convert.convert(ConversionConfig(str(output_dir), manifest, clip, encoding, num_workers=1))
+        manifest = ManifestConfig(video_dir=str(wide_and_tall), val_fraction=0)
+        convert.convert(
+            ConversionConfig(
+                output_dir=str(output_dir), manifest=manifest, clip=clip, encoding=encoding, num_workers=1
+            )
+        )
         return clip
 
     return make
 
 
 @pytest.fixture(scope="session")
-def info(data_dir: str) -> shards.DatasetInfo:
-    return shards.read_info(data_dir)
+def dataset(data_dir: str) -> Dataset:
+    """`data_dir`, open."""
+    return Dataset(data_dir, data_dir, shards.read_info(data_dir))
+
+
+@pytest.fixture(scope="session")
+def info(dataset: Dataset) -> shards.DatasetInfo:
+    return dataset.info
 
 
 @pytest.fixture(scope="session")
 def train_config(data_dir: str) -> Callable[..., TrainConfig]:
-    """Makes a quick run on `data_dir`: random VGG16, 2 members in the head, 3 epochs of 3 steps."""
+    """Makes a quick run on `data_dir`: random weights, 2 ensemble members, 3 epochs of 3 steps, no EMA."""
 
     def make(run_dir: Path, fine_tune: str = "none", head: str = "motion", **changes: object) -> TrainConfig:
-        model = ModelConfig(backbone_weights="none", fine_tune=fine_tune, head=head, members=2)
-        settings: dict = {"epochs": 3, "batch_size": 3, "model": model}
+        model = ModelConfig(backbone_weights="none", fine_tune=fine_tune, head=head, ensemble_size=2)
+        settings: dict = {
+            "epochs": 3, "batch_size": 3, "model": model, "label_smoothing": 0.0,
+            "optimizer": OptimizerConfig(ema=0.0),
+        }  # fmt: skip
         return TrainConfig(data_dir=data_dir, run_dir=str(run_dir), **(settings | changes))
 
     return make

@@ -1,4 +1,4 @@
-"""Test data that carries its own answer: frame i of a video has brightness 20 + 10 * i."""
+"""Synthetic videos with known content (frame i has brightness 20 + 10 * i), and readers that fail."""
 
 import dataclasses
 import itertools
@@ -6,16 +6,20 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from vidpipe import video
 from vidpipe.config import ClipConfig
+from vidpipe.data import video
+from vidpipe.data.process_pool import ReaderPool
+from vidpipe.data.skip_reason import SkipReason
 
-# What the fixture `conversion` asks for, as flags of tools/convert_videos.py.
+# The settings of the fixture `conversion` as flags of tools/convert_videos.py.
 CONVERSION_FLAGS = (
     "--num_frames=4", "--image_size=32", "--encoding=png", "--shard_size_mb=0.03", "--val_fraction=0.2",
     "--num_workers=2",
@@ -23,13 +27,13 @@ CONVERSION_FLAGS = (
 
 
 def brightness_frames(num_frames: int, height: int = 48, width: int = 64) -> np.ndarray:
-    """uint8 [n, H, W, 3]; n at most 23, so that the brightness stays in range."""
+    """Makes frames of growing brightness: uint8 [n, H, W, 3], n at most 23."""
     levels = 20 + 10 * np.arange(num_frames)
     return np.broadcast_to(levels[:, None, None, None], (num_frames, height, width, 3)).astype(np.uint8)
 
 
 def position_frames(num_frames: int, height: int = 48, width: int = 64) -> np.ndarray:
-    """uint8 [n, H, W, 3]: red grows from left to right, green from top to bottom, blue with the frame."""
+    """Makes uint8 [n, H, W, 3]; red grows from left to right, green from top to bottom, blue in time."""
     frames = np.empty((num_frames, height, width, 3), np.uint8)
     frames[..., 0] = np.linspace(0, 255, width)
     frames[..., 1] = np.linspace(0, 255, height)[:, np.newaxis]
@@ -38,12 +42,12 @@ def position_frames(num_frames: int, height: int = 48, width: int = 64) -> np.nd
 
 
 def frame_indices_of(frames: np.ndarray) -> list[int]:
-    """The index that each frame of a brightness video tells by its brightness."""
+    """Returns the index of each frame of a brightness video, computed from its brightness."""
     return np.rint((frames.reshape(len(frames), -1).mean(axis=1) - 20) / 10).astype(int).tolist()
 
 
 def write_brightness_video(path: Path, num_frames: int, height: int = 48, width: int = 64) -> Path:
-    """Writes a brightness video; .avi as XviD, .mp4 as MPEG-4."""
+    """Writes a brightness video; .avi is encoded as XviD, .mp4 as MPEG-4."""
     fourcc = "XVID" if path.suffix == ".avi" else "mp4v"
     video.write_video(str(path), brightness_frames(num_frames, height, width), fourcc=fourcc)
     return path
@@ -57,17 +61,17 @@ def write_coded_video(
     timestamps: Sequence[int] | None = None,
     options: dict[str, str] | None = None,
 ) -> None:
-    """Writes a video as FFmpeg would, which writes more kinds than OpenCV; skips the test where it cannot.
+    """Writes a video with FFmpeg, which has more encoders than OpenCV; skips the test if this one is missing.
 
     Args:
-      path: its ending chooses the container.
+      path: the suffix chooses the container.
       codec: FFmpeg's name of the encoder.
-      pixel_format: FFmpeg's name of how colours are stored.
+      pixel_format: FFmpeg's name of the pixel format.
       frames: uint8 [n, H, W, 3], RGB.
-      timestamps: when each is shown, ascending, in 1/25 s; None shows one after the other.
-      options: of the encoder.
+      timestamps: time of each frame in 1/25 s, ascending; None for a constant rate.
+      options: options of the encoder.
     """
-    # Here: spawned workers import this file, and need neither.
+    # Imported here: spawned decoding processes import this module and need neither.
     import av
     import pytest
 
@@ -88,24 +92,24 @@ def write_coded_video(
 
 
 def write_colours(path: Path, colours: Sequence[tuple[int, int, int]], fps: float = 10) -> str:
-    """Writes a video of 48 x 64 with a frame of each colour; an .avi as MJPEG, frame by frame."""
+    """Writes a video of 48 x 64 pixels with one frame per colour, encoded as MJPEG."""
     frames = np.broadcast_to(np.array(colours, np.uint8)[:, None, None], (len(colours), 48, 64, 3))
-    video.write_video(str(path), frames, fps, fourcc="MJPG")
+    video.write_video(str(path), frames, fps=fps, fourcc="MJPG")
     return str(path)
 
 
 def save_colour_model(run_dir: Path, clip: ClipConfig, classes: tuple[str, str, str]) -> None:
-    """A run's model that tells blue from red by the mean of the real frames; the class between is never seen.
+    """Saves a model that classifies clips by their mean colour: blue, a class that never wins, red.
 
-    Its logits are 3 (blue - red) / 255, -9 and 3 (red - blue) / 255.
+    Its logits are 3 (blue - red) / 255, -9 and 3 (red - blue) / 255, computed from the real frames.
     """
-    # Here: spawned workers import this file, and have no use for them.
+    # Imported here: spawned decoding processes import this module and need neither.
     import keras
     from keras import layers
 
-    from vidpipe.model import ModelCard, save_model
+    from vidpipe.model.model_file import ModelMetadata, save_model
 
-    spec = clip.model_spec()
+    spec = clip.spec(clip.num_frames)
     shape = (spec.num_frames, spec.height, spec.width, 3)
     frames = keras.Input(shape, dtype="uint8", name="frames")
     mask = keras.Input(shape[:1], dtype="bool", name="mask")
@@ -118,7 +122,7 @@ def save_colour_model(run_dir: Path, clip: ClipConfig, classes: tuple[str, str, 
     )
     run_dir.mkdir(parents=True, exist_ok=True)
     model = keras.Model({"frames": frames, "mask": mask}, logits)
-    save_model(model, ModelCard(classes, clip), run_dir / "model.keras")
+    save_model(model, ModelMetadata(classes, clip, clip.num_frames), run_dir / "model.keras")
 
 
 def write_class_folders(folder: Path, videos: dict[str, list[int]]) -> None:
@@ -129,27 +133,49 @@ def write_class_folders(folder: Path, videos: dict[str, list[int]]) -> None:
 
 
 def committed_bytes(folder: Path) -> dict[str, bytes]:
-    """Every committed file of a dataset: shards, dataset_info.json, videos.csv."""
+    """Reads every committed file of a dataset: shards, dataset_info.json, videos.csv."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
+class InProcessPool(ReaderPool):
+    """Reads videos in this process: starting decoding processes takes most of the time of a small test."""
+
+    def __init__(self, *, num_workers: int = 1, timeout_sec: float = 60, memory_mb: int = 4096) -> None:
+        del memory_mb
+        self._num_workers, self._timeout_sec = num_workers, timeout_sec
+
+    def __enter__(self) -> "InProcessPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def _start(self, function: Callable[..., Any], arguments: Sequence[Any]) -> Future:
+        future: Future = Future()
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
 def slow_read(path: str, clip: ClipConfig, encoding: str, quality: int) -> video.EncodedClip:
-    """Runs in a worker: reads as ever, but takes long enough to be killed at it."""
+    """Runs in a decoding process: reads slowly, so that it can be killed while reading."""
     time.sleep(0.1)
     return video.read_encoded_clip(path, clip, encoding, quality)
 
 
 def read_of_a_file_that_grows(path: str, clip: ClipConfig, encoding: str, quality: int) -> video.EncodedClip:
-    """Runs in a worker: whoever copies video_00.avi into place goes on while it is read."""
-    read = video.read_encoded_clip(path, clip, encoding, quality)
+    """Runs in a decoding process: video_00.avi grows while it is read, as a file that is being copied."""
+    clip_read = video.read_encoded_clip(path, clip, encoding, quality)
     if Path(path).name == "video_00.avi":
         with Path(path).open("ab") as file:
             file.write(bytes(8))
-    return read
+    return clip_read
 
 
 def flaky_read(path: str, clip: ClipConfig, encoding: str, quality: int) -> video.EncodedClip:
-    """Runs in a worker: the first to read a video_00.avi dies at it, and leaves a mark for the next."""
+    """Runs in a decoding process: kills the first process that reads a video_00.avi."""
     mark = Path(os.environ["FLAKY_READ_MARKS"]) / Path(path).name
     if mark.name == "video_00.avi" and not mark.exists():
         mark.touch()
@@ -158,14 +184,14 @@ def flaky_read(path: str, clip: ClipConfig, encoding: str, quality: int) -> vide
 
 
 def greedy_read(path: str, clip: ClipConfig, encoding: str, quality: int) -> video.EncodedClip:
-    """Runs in a worker: needs half a GiB for some videos."""
+    """Runs in a decoding process: needs half a GiB for some videos."""
     if Path(path).parts[-2:] == ("long", "video_00.avi"):
         np.ones(2**29, np.uint8)
     return video.read_encoded_clip(path, clip, encoding, quality)
 
 
 def faulty_read(path: str, clip: ClipConfig, encoding: str, quality: int) -> video.EncodedClip:
-    """Runs in a worker: one video kills it, one never returns, one is reported with the worker's modules."""
+    """Runs in a decoding process: crashes for one video, hangs for one, and reports its modules for one."""
     name = "/".join(Path(path).parts[-2:])
     if name == "long/video_00.avi":
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -173,42 +199,60 @@ def faulty_read(path: str, clip: ClipConfig, encoding: str, quality: int) -> vid
         time.sleep(1000)
     if name == "long/video_02.avi":
         loaded = [module for module in ("tensorflow", "keras") if module in sys.modules]
-        raise video.VideoReadError(path, f"worker has {loaded}")
+        raise video.VideoReadError(path, SkipReason.CANNOT_OPEN, f"worker has {loaded}")
     return video.read_encoded_clip(path, clip, encoding, quality)
 
 
 def content_read(path: str, clip: ClipConfig) -> video.VideoClip:
-    """Runs in a worker: a file that holds no more than a fault's name has it."""
-    _have_fault(Path(path).read_bytes())
+    """Runs in a decoding process: a file that contains only the name of a fault causes it."""
+    _cause_fault(Path(path).read_bytes())
     return video.read_clip(path, clip)
 
 
-def content_lone_read(path: str, clip: ClipConfig) -> video.VideoClip:
-    """Runs in a worker: as `content_read`, of a stranger's file."""
-    _have_fault(Path(path).read_bytes())
-    return video.read_lone_clip(path, clip)
+def content_untrusted_read(path: str, clip: ClipConfig) -> video.VideoClip:
+    """Runs in a decoding process: like `content_read`, for an untrusted file."""
+    _cause_fault(Path(path).read_bytes())
+    return video.read_untrusted_clip(path, clip)
 
 
 def failing_windows(
     path: str, clip: ClipConfig, window_sec: float, hop_sec: float
 ) -> Iterator[video.VideoWindow]:
-    """Runs in a process: what lies beside the video under its name and `.fault` comes after two windows."""
+    """Runs in a process: after two windows, causes the fault named in the file `<path>.fault`."""
     yield from itertools.islice(video.read_windows(path, clip, window_sec, hop_sec), 2)
-    _have_fault(Path(f"{path}.fault").read_bytes())
+    _cause_fault(Path(f"{path}.fault").read_bytes())
 
 
 def timeless_windows(
     path: str, clip: ClipConfig, window_sec: float, hop_sec: float
 ) -> Iterator[video.VideoWindow]:
-    """Runs in a process: reads as ever, but as if nothing told of time."""
+    """Runs in a process: reads the windows as if the file had no times."""
     for window in video.read_windows(path, clip, window_sec, hop_sec):
         yield dataclasses.replace(window, times_known=False)
 
 
-def _have_fault(name: bytes) -> None:
+def _cause_fault(name: bytes) -> None:
     if name == b"crash":
         os.kill(os.getpid(), signal.SIGSEGV)
     elif name == b"hang":
         time.sleep(1000)
     elif name == b"memory":
         np.ones(2**33, np.uint8)
+
+
+def record_start(data: bytes | bytearray, position: int) -> int:
+    """Returns the offset of a record in a TFRecord file.
+
+    A record is 8 bytes of length and 4 of checksum, then the payload and 4 bytes of checksum.
+    """
+    start = 0
+    for _ in range(position):
+        start += 16 + int.from_bytes(data[start : start + 8], "little")
+    return start
+
+
+def flip_bit(path: Path, position: int = 0) -> None:
+    """Flips a bit in the payload of a record of a TFRecord file."""
+    data = bytearray(path.read_bytes())
+    data[record_start(data, position) + 200] ^= 1
+    path.write_bytes(data)

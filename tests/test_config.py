@@ -1,31 +1,57 @@
-"""Settings survive JSON, and impossible ones are refused by name."""
+"""Settings survive JSON, and values out of range or not among the choices are rejected by name."""
+
+import dataclasses
+from typing import Any
 
 import pytest
 
+from vidpipe import config
 from vidpipe.config import (
     ClipConfig,
+    ClipSpec,
     ConfigError,
     ConversionConfig,
+    EvaluationConfig,
+    ExportConfig,
     ManifestConfig,
     ModelConfig,
     OptimizerConfig,
+    PredictionConfig,
+    ServerConfig,
     TrainConfig,
     differences,
     fingerprint,
+    flatten,
     from_dict,
+    settings_of,
     to_dict,
 )
-from vidpipe.spec import ClipSpec, VidpipeError
+
+MANIFEST = ManifestConfig(video_dir="v")
+CONFIGS = [
+    ClipConfig, ManifestConfig, ConversionConfig, ModelConfig, OptimizerConfig, TrainConfig, EvaluationConfig,
+    PredictionConfig, ServerConfig, ExportConfig,
+]  # fmt: skip
+
+
+def _train(**settings: Any) -> TrainConfig:
+    return TrainConfig(data_dir="d", run_dir="r", **settings)
+
+
+def _convert(**settings: Any) -> ConversionConfig:
+    return ConversionConfig(output_dir="o", manifest=MANIFEST, **settings)
 
 
 def test_json_round_trip_of_nested_settings() -> None:
-    config = TrainConfig("data", "run", ModelConfig(fine_tune="block5"), OptimizerConfig(ema=0.9))
-    assert from_dict(TrainConfig, to_dict(config)) == config
+    made = _train(
+        model=ModelConfig(fine_tune="block5"), optimizer=OptimizerConfig(ema=0.9), profile_steps=(2, 3)
+    )
+    assert from_dict(TrainConfig, to_dict(made)) == made
 
 
 def test_json_round_trip_of_tuples() -> None:
-    config = ConversionConfig("out", ManifestConfig("videos", classes=("a", "b")))
-    assert from_dict(ConversionConfig, to_dict(config)) == config
+    made = ConversionConfig(output_dir="o", manifest=ManifestConfig(video_dir="v", classes=("a", "b")))
+    assert from_dict(ConversionConfig, to_dict(made)) == made
 
 
 def test_a_setting_of_another_version_is_named() -> None:
@@ -33,10 +59,31 @@ def test_a_setting_of_another_version_is_named() -> None:
         from_dict(ClipConfig, {"num_frames": 4, "colour": "grey"})
 
 
-def test_settings_written_before_a_setting_came_load_with_its_default() -> None:
+def test_settings_written_before_a_setting_existed_load_with_its_default() -> None:
     values = to_dict(ClipConfig(num_frames=4))
     del values["resize"]
     assert from_dict(ClipConfig, values) == ClipConfig(num_frames=4, resize="crop")
+
+
+@pytest.mark.parametrize("cls", CONFIGS)
+def test_every_field_is_a_setting_with_help_or_a_nested_config(cls: Any) -> None:
+    for field in dataclasses.fields(cls):
+        if "setting" in field.metadata:
+            assert field.metadata["setting"].help.endswith(".")
+        else:
+            assert dataclasses.is_dataclass(field.type)
+    assert all(field.kw_only for field in dataclasses.fields(cls))
+
+
+@pytest.mark.parametrize("cls", CONFIGS)
+def test_every_default_is_valid(cls: Any) -> None:
+    """And every setting of a config class is checked: `check` is called by each of them."""
+    for name, known in settings_of(cls).items():
+        (default,) = (field.default for field in dataclasses.fields(cls) if field.name == name)
+        if default is dataclasses.MISSING or default is None:
+            continue
+        assert not known.choices or default in known.choices
+        assert not known.range or known.allows(default)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +103,14 @@ def test_the_size_of_the_stored_frames(
     assert ClipConfig(image_size=224, resize=resize).frame_size(height, width) == expected
 
 
+def test_the_frames_that_a_model_takes() -> None:
+    clip = ClipConfig(num_frames=4, image_size=32)
+    assert (clip.resolve_num_frames(None), clip.resolve_num_frames(3)) == (4, 3)
+    assert clip.spec(3) == ClipSpec(num_frames=3, height=32, width=32)
+    with pytest.raises(ConfigError, match="num_frames=5, but the dataset stores 4 frames per clip"):
+        clip.resolve_num_frames(5)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -66,72 +121,95 @@ def test_the_size_of_the_stored_frames(
             "sampling must be one of uniform, interval, head; got random",
         ),
         (lambda: ClipConfig(resize="pad"), "resize must be one of crop, short_side; got pad"),
-        (lambda: ClipConfig(frame_stride=2), "frame_stride goes with sampling=interval"),
-        (lambda: ManifestConfig("v", fold=4), "folds 1, 2 and 3; got fold=4"),
-        (lambda: ManifestConfig("v", val_fraction=1), r"val_fraction must be in \[0, 1\); got 1"),
-        (lambda: ManifestConfig("v", ucf101_lists="l", train_manifest="t"), "not both"),
-        (lambda: ManifestConfig("v", test_manifest="t"), "needs a train_manifest"),
-        (lambda: ManifestConfig("v", classes=("a",), top_classes=1), "not both"),
-        (lambda: ManifestConfig("v", seed=-1), r"seed must be in \[0, 2\*\*32\); got -1"),
-        (lambda: ManifestConfig("v", classes=()), "classes names no class"),
-        (lambda: ConversionConfig("o", ManifestConfig("v"), jpeg_quality=0), "jpeg_quality must be from 1"),
-        (lambda: ConversionConfig("o", ManifestConfig("v"), max_skipped=2), "max_skipped is a fraction"),
-        (
-            lambda: ConversionConfig("o", ManifestConfig("v"), shard_size_mb=0),
-            "shard_size_mb must be above 0",
-        ),
-        (lambda: TrainConfig("d", "r", epochs=0), "epochs must be at least 1; got 0"),
-        (lambda: TrainConfig("d", "r", seed=2**32), r"seed must be in \[0, 2\*\*32\); got 4294967296"),
+        (lambda: ClipConfig(frame_stride=2), "frame_stride needs sampling=interval"),
+        (lambda: ClipSpec(num_frames=4, height=0, width=32), "height must be at least 1; got 0"),
+        (lambda: ManifestConfig(video_dir="v", fold=4), r"fold must be in \[1, 3\]; got 4"),
+        (lambda: ManifestConfig(video_dir="v", val_fraction=1), r"val_fraction must be in \[0, 1\); got 1"),
+        (lambda: ManifestConfig(video_dir="v", ucf101_lists="l", train_manifest="t"), "not both"),
+        (lambda: ManifestConfig(video_dir="v", test_manifest="t"), "needs train_manifest"),
+        (lambda: ManifestConfig(video_dir="v", classes=("a",), top_classes=1), "not both"),
+        (lambda: ManifestConfig(video_dir="v", seed=-1), r"seed must be in \[0, 4294967296\); got -1"),
+        (lambda: ManifestConfig(video_dir="v", classes=()), "classes is an empty list"),
+        (lambda: _convert(jpeg_quality=0), r"jpeg_quality must be in \[1, 100\]; got 0"),
+        (lambda: _convert(max_skipped=2), r"max_skipped must be in \[0, 1\]; got 2"),
+        (lambda: _convert(shard_size_mb=0), "shard_size_mb must be above 0; got 0"),
+        (lambda: _convert(shard_size_mb=float("nan")), "shard_size_mb must be above 0; got nan"),
+        (lambda: _convert(encoding="bmp"), "encoding must be one of jpeg, png, raw; got bmp"),
+        (lambda: _convert(runner="spark"), "runner must be one of local, beam; got spark"),
+        (lambda: ModelConfig(backbone="VGG16"), "backbone must be one of vgg16, resnet50, .*; got VGG16"),
+        (lambda: ModelConfig(head="lstm"), "head must be one of motion, notebook; got lstm"),
+        (lambda: ModelConfig(ensemble_size=0), "ensemble_size must be at least 1; got 0"),
+        (lambda: ModelConfig(dropout=1), r"dropout must be in \[0, 1\); got 1"),
         (lambda: OptimizerConfig(learning_rate=0), "learning_rate must be above 0; got 0"),
+        (lambda: OptimizerConfig(learning_rate=float("inf")), "learning_rate must be above 0; got inf"),
         (lambda: OptimizerConfig(clip_norm=0), "clip_norm must be above 0; got 0"),
-        (lambda: OptimizerConfig(weight_decay=-1), "weight_decay must be 0 or more; got -1"),
+        (lambda: OptimizerConfig(weight_decay=-1), "weight_decay must be at least 0; got -1"),
         (lambda: OptimizerConfig(ema=1), r"ema must be in \[0, 1\); got 1"),
         (lambda: OptimizerConfig(name="adam"), "optimizer must be one of adamw, sgd; got adam"),
         (lambda: OptimizerConfig(schedule="linear"), "schedule must be one of constant, cosine"),
-        (lambda: TrainConfig("d", "r", batch_size=10, accumulate=4), "divide batch_size; got 4 and 10"),
-        (lambda: TrainConfig("d", "r", label_smoothing=1), r"label_smoothing must be in \[0, 1\); got 1"),
-        (lambda: TrainConfig("d", "r", class_weights="x"), "class_weights must be one of none, balanced"),
-        (lambda: TrainConfig("d", "r", strategy="two"), "strategy must be one of auto, one, mirrored"),
-        (lambda: TrainConfig("d", "r", cache_gb=-1), "cache_gb must be 0 or more; got -1"),
-        (lambda: TrainConfig("d", "r", profile_steps=(3, 2)), r"FIRST:LAST, from 1; got \(3, 2\)"),
+        (lambda: _train(epochs=0), "epochs must be at least 1; got 0"),
+        (lambda: _train(seed=2**32), r"seed must be in \[0, 4294967296\); got 4294967296"),
+        (lambda: _train(batch_size=10, accumulate=4), "accumulate must divide batch_size; got 4 and 10"),
+        (lambda: _train(label_smoothing=1), r"label_smoothing must be in \[0, 1\); got 1"),
+        (lambda: _train(class_weights="x"), "class_weights must be one of none, balanced"),
+        (lambda: _train(strategy="two"), "strategy must be one of auto, one, mirrored"),
+        (lambda: _train(cache_gb=-1), "cache_gb must be at least 0; got -1"),
+        (lambda: _train(profile_steps=(3, 2)), r"FIRST:LAST in ascending order; got \(3, 2\)"),
+        (lambda: _train(profile_steps=(0, 2)), r"profile_steps must be at least 1; got \(0, 2\)"),
         (
-            lambda: TrainConfig("d", "r", ModelConfig(fine_tune="all"), cache_features="on"),
+            lambda: _train(model=ModelConfig(fine_tune="all"), cache_features="on"),
             "cache_features=on needs frozen blocks",
         ),
         (
-            lambda: TrainConfig("d", "r", augment="flip", cache_features="on"),
+            lambda: _train(augment="flip", cache_features="on"),
             "frames that are the same in every epoch; got fine_tune=none, augment=flip",
         ),
+        (lambda: _train(mixup=0.2, cache_features="on"), "the same in every epoch; .*mixup=0.2"),
+        (lambda: _train(mixup=-1), "mixup must be at least 0; got -1"),
+        (lambda: _train(data_service="h:1"), "data_service is not used .*cache_features=off"),
         (
-            lambda: TrainConfig("d", "r", mixup=0.2, cache_features="on"),
-            "frames that are the same in every epoch; .*mixup=0.2",
+            lambda: _train(data_service="h:1", checkpoint_every=5),
+            "checkpoint_every cannot be combined with data_service",
         ),
-        (lambda: TrainConfig("d", "r", mixup=-1), "mixup must be 0 or more"),
+        (lambda: _train(augment="turn"), "augment must be one of none, flip"),
+        (lambda: _train(input_ram_gb=0), "input_ram_gb must be above 0; got 0"),
         (
-            lambda: TrainConfig("d", "r", data_service="h:1"),
-            "data_service has nothing to do .*cache_features=off",
+            lambda: EvaluationConfig(run_dir="r", data_dir="d", split="dev"),
+            "split must be one of train, val, test; got dev",
         ),
-        (lambda: TrainConfig("d", "r", augment="turn"), "augment must be one of none, flip"),
-        (lambda: TrainConfig("d", "r", input_ram_gb=0), "input_ram_gb must be above 0"),
         (
-            lambda: ClipConfig(num_frames=4).model_spec(5),
-            "num_frames=5, but the records hold 4 frames a clip",
+            lambda: PredictionConfig(run_dir="r", gif="g", timeline="t"),
+            "Give either gif or timeline",
+        ),
+        (lambda: ServerConfig(run_dir="r", port=70000), r"port must be in \[0, 65535\]; got 70000"),
+        (
+            lambda: ExportConfig(
+                run_dir="r", data_dir="d", format="saved_model", output="o", quantization="dynamic_range"
+            ),
+            "quantization needs format=tflite; got format=saved_model",
         ),
     ],
-)
-def test_impossible_settings_are_refused(make: object, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        make()  # type: ignore[operator]
+)  # fmt: skip
+def test_invalid_settings_are_rejected(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as raised:
+        make()
+    assert raised.value.exit_code == 2
 
 
-def test_a_clip_of_no_frames_is_refused() -> None:
-    with pytest.raises(VidpipeError, match="height must be at least 1; got 0"):
-        ClipSpec(4, 0, 32)
+def test_choices_of_samplers_are_the_samplers() -> None:
+    from vidpipe.data import sampling
+
+    assert tuple(sampling.SAMPLERS) == config.SAMPLERS
 
 
 def test_differences_name_nested_settings() -> None:
-    old, new = {"a": 1, "model": {"head": "x", "b": 2}}, {"a": 1, "model": {"head": "y", "b": 2}, "c": 3}
-    assert differences(old, new) == ["c: None -> 3", "model.head: x -> y"]
+    old = {"a": 1, "model": {"head": "x", "b": 2}, "free": 1}
+    new = {"a": 1, "model": {"head": "y", "b": 2}, "c": 3, "free": 2}
+    assert differences(old, new, ignored=("free",)) == ["c: None -> 3", "model.head: x -> y"]
+
+
+def test_flatten_names_settings_by_their_path() -> None:
+    assert flatten({"a": 1, "b": {"c": {"d": 2}}}) == {"a": 1, "b.c.d": 2}
 
 
 def test_fingerprint_ignores_the_order_of_keys_and_nothing_else() -> None:

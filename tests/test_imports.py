@@ -1,4 +1,4 @@
-"""The arrows of the design: imports point one way, and third parties enter by one door."""
+"""The arrows of the design: packages import in one direction, and third-party libraries have one importer."""
 
 import ast
 import subprocess
@@ -8,27 +8,32 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# A module may import those before it; the conversion half ends with convert.
-ORDER = (
-    "spec", "sampling", "config", "manifest", "video", "worker", "records", "remote", "shards", "progress",
-    "convert", "convert_beam", "verify", "shard_cache", "augment", "input_pipeline", "report", "page",
-    "backbone", "model", "memory", "feature_cache", "checkpoint", "optimizer", "step", "distribution", "loop",
-    "train", "evaluate", "compare", "export", "export_features", "predict", "serve",
-)  # fmt: skip
-SHARED = {
-    "spec", "sampling", "config", "manifest", "records", "remote", "shards", "progress", "video", "worker",
-}  # fmt: skip
-DOORS = {
-    "cv2": {"video"},
-    "sklearn": {"evaluate", "manifest"},
-    "tensorflow_io": {"remote"},
-    "matplotlib": {"report"},
-    "pebble": {"worker"},
-    "jinja2": {"page"},
-    "PIL": {"predict"},
-    "flask": {"serve"},
-    "waitress": {"serve"},
-    "apache_beam": {"convert_beam"},
+PACKAGE = ROOT / "vidpipe"
+# A module may import its own package and the ones before it.
+ORDER = ("", "storage", "data", "display", "model", "training", "evaluation", "inference")
+# The order of the modules beside the packages. `command_line` is for the tools alone.
+TOP_LEVEL = ("errors", "config", "progress", "command_line")
+IMPORTERS = {
+    "absl": {"command_line"},
+    "apache_beam": {"data.convert_beam"},
+    "cv2": {"data.video"},
+    "flask": {"inference.web_app"},
+    "jinja2": {"display.page"},
+    "PIL": {"inference.gif"},
+    "matplotlib": {"display.figures"},
+    "pebble": {"data.process_pool"},
+    "sklearn": {"data.manifest", "evaluation.evaluate", "evaluation.metrics"},
+    "tensorflow_io": {"storage.remote"},
+    "tqdm": {"progress"},
+    "waitress": {"inference.serve"},
+}
+# What a spawned decoding process imports.
+WORKER_MODULES = ("vidpipe.config", "vidpipe.data.video", "vidpipe.data.process_pool", "vidpipe.progress")
+
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.name != "__init__.py"
 }
 
 
@@ -42,47 +47,81 @@ def _imports(path: Path) -> set[str]:
     return found
 
 
-def _ours(path: Path) -> set[str]:
-    return {name.split(".")[1] for name in _imports(path) if name.startswith("vidpipe.")} & set(ORDER)
+def _package(module: str) -> str:
+    return module.rpartition(".")[0]
 
 
-MODULES = sorted(path.stem for path in (ROOT / "vidpipe").glob("*.py") if path.stem != "__init__")
+def _imported_modules(module: str) -> set[str]:
+    """Modules of vidpipe that a module of vidpipe imports."""
+    names = {name.removeprefix("vidpipe.") for name in _imports(MODULES[module])}
+    return names & set(MODULES)
 
 
-def test_every_module_has_its_place() -> None:
-    assert sorted(ORDER) == MODULES
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_point_one_way(module: str) -> None:
-    assert _ours(ROOT / "vidpipe" / f"{module}.py") <= set(ORDER[: ORDER.index(module)])
-
-
-@pytest.mark.parametrize("module", MODULES[:])
-def test_the_two_halves_meet_in_the_shared_modules_only(module: str) -> None:
-    after = ORDER[ORDER.index("convert_beam") + 1 :]
-    if module in after:
-        assert _ours(ROOT / "vidpipe" / f"{module}.py") <= SHARED | set(after)
+def test_every_package_has_a_position_in_the_order() -> None:
+    assert {_package(module) for module in MODULES} == set(ORDER)
+    assert {module for module in MODULES if not _package(module)} == set(TOP_LEVEL)
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_third_parties_enter_by_one_door(module: str) -> None:
-    for name in {name.split(".")[0] for name in _imports(ROOT / "vidpipe" / f"{module}.py")}:
-        assert module in DOORS.get(name, {module})
-    assert "absl" not in {name.split(".")[0] for name in _imports(ROOT / "vidpipe" / f"{module}.py")}
+def test_imports_point_in_one_direction(module: str) -> None:
+    package = _package(module)
+    for imported in _imported_modules(module):
+        assert imported != "command_line"
+        if package:
+            assert ORDER.index(_package(imported)) <= ORDER.index(package), f"{module} imports {imported}"
+        else:
+            assert TOP_LEVEL.index(imported) < TOP_LEVEL.index(module), f"{module} imports {imported}"
 
 
-def test_the_conversion_half_imports_no_keras() -> None:
-    for module in ORDER[: ORDER.index("convert_beam") + 1]:
-        assert not any(name.startswith("keras") for name in _imports(ROOT / "vidpipe" / f"{module}.py"))
+def test_packages_have_no_import_cycles() -> None:
+    waiting = {module: _imported_modules(module) for module in MODULES}
+    while waiting:
+        ready = {module for module, imported in waiting.items() if not imported & set(waiting)}
+        assert ready, f"import cycle among {sorted(waiting)}"
+        for module in ready:
+            del waiting[module]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_third_party_libraries_have_one_importer(module: str) -> None:
+    for name in {name.split(".")[0] for name in _imports(MODULES[module])}:
+        assert module in IMPORTERS.get(name, {module}), f"{module} imports {name}"
+
+
+def test_every_importer_still_imports_its_library() -> None:
+    for library, importers in IMPORTERS.items():
+        for module in importers:
+            assert library in {name.split(".")[0] for name in _imports(MODULES[module])}
+
+
+def test_the_data_package_imports_no_keras() -> None:
+    for module, path in MODULES.items():
+        if _package(module) in ("storage", "data"):
+            assert not any(name.split(".")[0] == "keras" for name in _imports(path)), module
+
+
+def test_inits_import_nothing() -> None:
+    """Importing a package must not load TensorFlow into spawned decoding processes."""
+    for path in [*PACKAGE.rglob("__init__.py"), ROOT / "tools" / "__init__.py"]:
+        assert not _imports(path), path
 
 
 def test_tools_do_not_shadow_the_standard_library() -> None:
-    for path in (ROOT / "tools").glob("*.py"):
-        assert path.stem not in sys.stdlib_module_names
+    for path in (ROOT / "tools").rglob("*.py"):
+        assert path.stem == "__init__" or path.stem not in sys.stdlib_module_names
 
 
-def test_what_a_worker_imports_is_free_of_tensorflow() -> None:
-    script = "import sys, vidpipe.video, vidpipe.config; print({'tensorflow', 'keras'} & set(sys.modules))"
-    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+def test_tests_mirror_the_packages() -> None:
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        folder = path.parent.relative_to(ROOT / "tests").as_posix()
+        assert folder in (".", "tools", *ORDER), path
+
+
+def test_worker_modules_and_tools_are_free_of_tensorflow() -> None:
+    tools = [f"tools.{path.stem}" for path in (ROOT / "tools").glob("*.py") if path.stem != "__init__"]
+    names = ", ".join([*WORKER_MODULES, *tools])
+    script = f"import sys, {names}; print({{'tensorflow', 'keras'}} & set(sys.modules))"
+    printed = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert printed.stdout.strip() == "set()"

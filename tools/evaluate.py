@@ -1,54 +1,53 @@
-"""Evaluates a run's model on a split of a dataset.
+"""Evaluates the model of a run on a split: metrics with 95 % intervals, predictions and an HTML report.
 
-python tools/evaluate.py --run_dir=/runs/1 --data_dir=/data/ucf101-records --split=test
+    python tools/evaluate.py --run_dir=/runs/1 --data_dir=/data/records
+    python tools/evaluate.py --run_dir=/runs/2 --data_dir=/data/records --temporal_crops=4 --spatial_crops=3
+
+Writes RUN_DIR/eval_SPLIT/: report.html, metrics.json, predictions.csv and classification_report.txt.
 """
 
-from absl import flags
+import sys
 
-import cli
-from vidpipe.spec import SPLITS
+from vidpipe import command_line
+from vidpipe.config import EvaluationConfig
 
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "A run of tools/train.py.", required=True)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "A dataset of tools/convert_videos.py.", required=True)
-_SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Which clips.")
-_NUM_CLIPS = flags.DEFINE_integer(
-    "num_clips", 1, "Views of each video in time, for a model of fewer frames than are stored.", lower_bound=1
-)
-_NUM_CROPS = flags.DEFINE_integer(
-    "num_crops", 1, "Views in space: 3 looks at both ends of the long side too.", lower_bound=1
-)
-_CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Copy a remote --data_dir here once.")
+_COMMAND = command_line.Command(__doc__)
+_read_config = _COMMAND.settings(EvaluationConfig)
 
 
 def main(arguments: list[str]) -> None:
-    """Flags -> evaluate; prints the report per class, the headline and the page to open."""
-    cli.no_arguments(arguments)
-    cli.load_tensorflow()
-    from vidpipe import evaluate
+    """Flags -> EvaluationConfig -> evaluate; prints the metrics of each class and of the split."""
+    del arguments
+    config = _read_config()
+    command_line.load_tensorflow()
+    from vidpipe.evaluation import evaluate
 
-    evaluation = evaluate.evaluate(
-        _RUN_DIR.value,
-        _DATA_DIR.value,
-        _SPLIT.value,
-        num_clips=_NUM_CLIPS.value,
-        num_crops=_NUM_CROPS.value,
-        cache_dir=_CACHE_DIR.value,
-    )
+    evaluation = evaluate.evaluate(config)
     metrics = evaluation.metrics
-    print(evaluation.text)
+    print(evaluation.classification_report)
     print(
-        f"{metrics['split']} accuracy {metrics['accuracy']:.4f} of {metrics['num_clips']} clips "
-        f"({_interval(metrics['accuracy_ci95'])}; the commonest class alone gives "
-        f"{metrics['majority_accuracy']:.3f}), mean class accuracy {metrics['mean_class_accuracy']:.4f} "
-        f"({_interval(metrics['mean_class_accuracy_ci95'])}), mean average precision "
-        f"{metrics['mean_average_precision']:.3f}, calibration error {metrics['calibration_error']:.3f}."
+        f"{config.split} accuracy {metrics['accuracy']:.4f} on {metrics['num_clips']} clips "
+        f"({_interval(metrics['accuracy_ci95'])}); "
+        f"always predicting {metrics['majority_class']} gives {metrics['majority_accuracy']:.4f}"
     )
-    print(f"Open next: {evaluation.report}")
+    print(
+        f"mean class accuracy {metrics['mean_class_accuracy']:.4f} "
+        f"({_interval(metrics['mean_class_accuracy_ci95'])}), "
+        f"mean average precision {metrics['mean_average_precision']:.4f}, "
+        f"calibration error {metrics['calibration_error']:.4f}"
+    )
+    print(f"Report: {evaluation.folder.report}")
+
+
+def run(argv: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    return _COMMAND.run(main, argv)
 
 
 def _interval(bounds: list[float]) -> str:
-    return f"95 % interval {bounds[0]:.3f} to {bounds[1]:.3f}"
+    low, high = bounds
+    return f"95 % interval {low:.4f} to {high:.4f}"
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.leave(run(sys.argv))

@@ -1,67 +1,65 @@
-"""Writes a run's model, or what it makes of a dataset, for other programs.
+"""Exports a trained model, or the features of a dataset, for other programs.
 
     python tools/export.py --run_dir=run --data_dir=records --format=saved_model --output=models/fights/1
     python tools/export.py --run_dir=run --data_dir=records --format=tflite --output=fights.tflite
     python tools/export.py --run_dir=run --data_dir=records --format=features --split=train --output=train.npz
 
-saved_model: for TensorFlow Serving and tf.saved_model.load. Its signature `jpeg`, the default, takes JPEG
-files; `frames` takes pixels.
-tflite: for phones and small machines; one clip at a time, with the zip archive of its labels behind it.
-features: of every frame, as they enter the model's head, with masks and labels. In an .npz for numpy.load, or
-in a .csv with a row per frame.
+saved_model: for TensorFlow Serving and tf.saved_model.load. Its default signature `jpeg` takes JPEG files;
+the signature `frames` takes pixels.
+tflite: for phones and small machines; one clip at a time. `unzip` extracts its class names.
+features: the backbone's output for every frame, with masks and labels: a .npz file for numpy.load, or a .csv
+file with a row per frame.
 
-The first two are compared with the model on the first clips of the split, and kept only if they agree.
+A model is compared with its export on the first clips of the split; the export is kept only if they agree.
 """
 
 import logging
+import sys
 
-from absl import flags
+from vidpipe import command_line
+from vidpipe.config import ExportConfig
 
-import cli
-from vidpipe.spec import SPLITS
-
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "A run of tools/train.py.", required=True)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "A dataset of tools/convert_videos.py.", required=True)
-_SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Its features, or the clips that a model is checked on.")
-_FORMAT = flags.DEFINE_enum(
-    "format", None, ["saved_model", "tflite", "features"], "See above.", required=True
-)
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "A folder for saved_model; PATH.npz or PATH.csv for features.", required=True
-)
-_QUANTIZATION = flags.DEFINE_enum(
-    "quantization", None, ["none", "dynamic_range"], "With tflite; dynamic_range: weights of 8 bits."
-)
-_CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Copy a remote --data_dir here once.")
+_COMMAND = command_line.Command(__doc__)
+_read_config = _COMMAND.settings(ExportConfig)
 
 
 def main(arguments: list[str]) -> None:
-    """Flags -> the exporter of the format; prints what was written."""
-    cli.no_arguments(arguments)
-    if _QUANTIZATION.value is not None and _FORMAT.value != "tflite":
-        cli.usage_error(f"--quantization goes with --format=tflite; got --format={_FORMAT.value}")
-    cli.load_tensorflow()
-    from vidpipe import export, export_features
-
-    # TensorFlow tells of every step of its saving, and sets the level for that.
+    """Flags -> ExportConfig -> the exporter of the format; prints what was written."""
+    del arguments
+    config = _read_config()
+    command_line.load_tensorflow()
+    # TensorFlow logs each step of saving, and resets the logger's level for that.
     logging.getLogger("absl").addFilter(lambda record: record.levelno >= logging.ERROR)
-    places = (_RUN_DIR.value, _DATA_DIR.value, _SPLIT.value, _OUTPUT.value)
-    if _FORMAT.value == "features":
-        num_clips, num_frames, depth = export_features.export_features(*places, cache_dir=_CACHE_DIR.value)
-        print(
-            f"{_OUTPUT.value}: {num_clips} {_SPLIT.value} clips of up to {num_frames} frames, "
-            f"{depth} features each."
-        )
-        return
-    if _FORMAT.value == "saved_model":
-        checks = export.export_saved_model(*places, cache_dir=_CACHE_DIR.value)
+    if config.format == "features":
+        _export_features(config)
     else:
-        quantization = _QUANTIZATION.value or "none"
-        checks = export.export_tflite(*places, quantization, cache_dir=_CACHE_DIR.value)
-    for check in checks:
+        _export_model(config)
+
+
+def _export_features(config: ExportConfig) -> None:
+    from vidpipe.inference.export_features import export_features
+
+    num_clips, num_frames, depth = export_features(config)
+    print(
+        f"{config.output}: {num_clips} {config.split} clips of up to {num_frames} frames, "
+        f"{depth} features per frame."
+    )
+
+
+def _export_model(config: ExportConfig) -> None:
+    from vidpipe.inference.export_saved_model import export_saved_model
+    from vidpipe.inference.export_tflite import export_tflite
+
+    export = export_saved_model if config.format == "saved_model" else export_tflite
+    for check in export(config):
         print(f"{check}.")
-    print(f"Written to {_OUTPUT.value}.")
+    print(f"{config.output}: written.")
+
+
+def run(argv: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    return _COMMAND.run(main, argv)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.leave(run(sys.argv))

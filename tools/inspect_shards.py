@@ -1,97 +1,127 @@
-"""Says what a dataset holds, and whether it is all there.
+"""Summarizes a converted dataset and checks it for corruption.
 
     python tools/inspect_shards.py --data_dir=/data/ucf101-records --verify --contact_sheet=clips.png
 
---verify reads every byte, names each thing that is wrong, and exits with 1 if anything is.
+--verify reads every record and frame, names each problem, and exits with 1 if there is one.
 """
 
+import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
-from absl import flags
+from vidpipe import command_line
+from vidpipe.config import SPLITS, setting
 
-import cli
-from vidpipe.spec import SPLITS
+if TYPE_CHECKING:
+    from vidpipe.data.dataset import Dataset
 
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "A dataset of tools/convert_videos.py.", required=True)
-_VERIFY = flags.DEFINE_bool("verify", False, "Read everything again and name what is wrong.")
-_CONTACT_SHEET = flags.DEFINE_string("contact_sheet", None, "Write a PNG of some clips here.")
+_COMMAND = command_line.Command(__doc__)
+_GROUP = "Input and output"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectionConfig:
+    """What to show and to check of a dataset."""
+
+    data_dir: str = setting(
+        help="The dataset: a folder or remote address made by convert_videos.", group=_GROUP
+    )
+    verify: bool = setting(False, help="Read every record and name each problem.", group=_GROUP)
+    contact_sheet: str | None = setting(
+        None, help="Write a PNG with frames of some clips to this file.", group=_GROUP
+    )
+
+
+_read_config = _COMMAND.settings(InspectionConfig)
 
 
 def main(arguments: list[str]) -> int:
-    """Prints the summary; with --verify, the problems."""
-    cli.no_arguments(arguments)
-    cli.load_tensorflow()
-    from vidpipe import verify
+    """Flags -> summary; with --verify, the problems."""
+    del arguments
+    config = _read_config()
+    command_line.load_tensorflow()
+    from vidpipe.data.dataset import open_dataset
 
-    with verify.named_damage(_DATA_DIR.value):
-        return _inspect()
+    if config.verify and not _verify(config.data_dir):
+        return 1
+    with open_dataset(config.data_dir) as dataset:
+        _print_summary(dataset)
+        if config.verify:
+            print("Verified: no problems found.")
+        if config.contact_sheet is not None:
+            from vidpipe.display import figures
 
-
-def _inspect() -> int:
-    from vidpipe import verify
-
-    if _VERIFY.value:
-        problems = list(verify.verify(_DATA_DIR.value))
-        for problem in problems:
-            print(problem)
-        if problems:
-            print(
-                f"{_DATA_DIR.value}: {len(problems)} problems. Run the tools/convert_videos.py command that "
-                "made it again: it repairs its own files."
-            )
-            return 1
-    _print_summary(_DATA_DIR.value)
-    if _VERIFY.value:
-        print("Verified: nothing is wrong.")
-    if _CONTACT_SHEET.value is not None:
-        from vidpipe import report
-
-        report.contact_sheet(_DATA_DIR.value, Path(_CONTACT_SHEET.value))
-        print(f"Contact sheet: {_CONTACT_SHEET.value}")
+            figures.contact_sheet(dataset, Path(config.contact_sheet))
+            print(f"Contact sheet: {config.contact_sheet}")
     return 0
 
 
-def _print_summary(data_dir: str) -> None:
-    from vidpipe import shards
+def _verify(data_dir: str) -> bool:
+    """Prints each problem of the dataset; returns whether there is none."""
+    from vidpipe.data.verify import verify
 
-    info = shards.read_info(data_dir)
-    rows = list(shards.read_videos(data_dir))
-    clip = info.clip
+    num_problems = 0
+    for problem in verify(data_dir):
+        print(problem)
+        num_problems += 1
+    if num_problems:
+        print(
+            f"{data_dir}: problems found: {num_problems}. To repair the dataset, run the "
+            "tools/convert_videos.py command that made it again."
+        )
+    return num_problems == 0
+
+
+def _print_summary(dataset: "Dataset") -> None:
+    from vidpipe.data import shards
+
+    info, clip = dataset.info, dataset.clip
+    rows = list(shards.read_videos(dataset.read_dir))
     stride = f" (frame_stride {clip.frame_stride})" if clip.frame_stride else ""
     frame_size = f"{clip.image_size} x {clip.image_size}"
     if clip.resize == "short_side":
         frame_size = f"{clip.image_size} pixels on the short side"
     print(
-        f"{data_dir}: {clip.num_frames} frames of {frame_size}, "
-        f"{clip.sampling}{stride}, {info.encoding}; {len(info.classes)} classes; "
-        f"fingerprint {info.fingerprint[:16]}"
+        f"{dataset.data_dir}: {clip.num_frames} frames of {frame_size}, {clip.sampling}{stride}, "
+        f"{info.encoding}; {len(info.classes)} classes; fingerprint {info.fingerprint[:16]}"
     )
     for split in SPLITS:
-        size = sum(shard.bytes for shard in info.splits[split])
+        size_mib = sum(shard.bytes for shard in info.splits[split]) / 2**20
         print(
             f"  {split:5}  {info.num_clips(split):7,} clips  {len(info.splits[split]):4} shards  "
-            f"{size / 2**20:9.1f} MiB"
+            f"{size_mib:9.1f} MiB"
         )
-    kept = [row for row in rows if row["status"] == "ok"]
-    lengths = [int(row["frames_decoded"]) for row in kept if row["read_to_end"] == "True"]
+    clips = [row for row in rows if row["status"] == "ok"]
+    decoded = [row for row in clips if row["read_to_end"] == "True"]
+    lengths = [int(row["frames_decoded"]) for row in decoded]
     if lengths:
         print(f"  source videos: {min(lengths)} to {max(lengths)} frames, median {median(lengths):g}")
-    padded = sum(int(row["frames_kept"]) < clip.num_frames for row in kept)
-    wrong = sum(
-        row["frames_claimed"] != row["frames_decoded"] for row in kept if row["read_to_end"] == "True"
+    num_short = sum(int(row["frames_kept"]) < clip.num_frames for row in clips)
+    num_differing = sum(row["frames_claimed"] != row["frames_decoded"] for row in decoded)
+    print(
+        f"  {num_short} clips shorter than {clip.num_frames} frames; "
+        f"{num_differing} video headers with another frame count than was decoded"
     )
-    print(f"  {padded} clips shorter than {clip.num_frames} frames; {wrong} headers with another frame count")
     width = max(len(name) for name in info.classes)
-    counts = Counter((row["label"], row["split"]) for row in kept)
+    counts = Counter((row["label"], row["split"]) for row in clips)
     for name in info.classes:
         print(f"  {name:{width}}  " + "  ".join(f"{split} {counts[name, split]:5}" for split in SPLITS))
-    reasons = Counter(row["reason"] for row in rows if row["status"] != "ok")
+    # A dataset of an earlier version has no column `message`, and a sentence in `reason`.
+    reasons = Counter(
+        ": ".join(filter(None, (row["reason"], row.get("message")))) for row in rows if row["status"] != "ok"
+    )
     print(f"  skipped: {sum(reasons.values())}")
     for reason, count in reasons.most_common():
         print(f"    {count:5}  {reason}")
 
 
+def run(argv: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    return _COMMAND.run(main, argv)
+
+
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.leave(run(sys.argv))

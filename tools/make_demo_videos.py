@@ -1,21 +1,21 @@
-"""Writes made-up videos of six classes that only the order of their frames tells apart, and UCF101 lists.
+"""Writes synthetic demo videos of six classes, with train and test lists in the format of UCF101.
 
     python tools/make_demo_videos.py --output_dir=demo
 
-Three pairs (growing and shrinking, brightening and darkening, red to blue and blue to red) hold the same
-frames in opposite order. Texture, place, noise and length vary; videos of one group share their texture.
+The classes form three pairs: growing and shrinking, brightening and darkening, red to blue and blue to red.
+Both classes of a pair hold the same frames, in opposite order. Texture, position, noise and length vary; the
+videos of one group share their texture.
 """
 
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 
-import cli
-from vidpipe import video
-
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Gets videos/ and lists/.", required=True)
-_SEED = flags.DEFINE_integer("seed", 1, "Of everything that varies.", lower_bound=0)
+from vidpipe import command_line
+from vidpipe.config import check, setting
+from vidpipe.data import video
 
 CLASSES = ("BlueToRed", "Brightening", "Darkening", "Growing", "RedToBlue", "Shrinking")
 # Each backward class is its partner played in reverse.
@@ -25,14 +25,35 @@ _GROUPS = range(1, 9)
 _CLIPS_PER_GROUP = 6
 _HEIGHT, _WIDTH = 72, 96
 
+_COMMAND = command_line.Command(__doc__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Where the demo videos are written."""
+
+    output_dir: str = setting(
+        help="Folder in which videos/ and lists/ are written.", group="Input and output"
+    )
+    seed: int = setting(1, help="Seed of everything that varies.", group="Input and output", at_least=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+_read_config = _COMMAND.settings(DemoConfig)
+
 
 def make_frames(class_name: str, texture: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """One video of a class: uint8 [n, 72, 96, 3] RGB, n from 6 to 30.
+    """Draws one video of a class.
 
     Args:
       class_name: one of CLASSES.
       texture: float [72, 96, 3], the background, about 0..255.
-      random: everything else that varies.
+      random: decides everything else that varies.
+
+    Returns:
+      uint8 [n, 72, 96, 3], RGB, n from 6 to 30.
     """
     kind = PARTNERS.get(class_name, class_name)
     num_frames = int(random.integers(6, 31))
@@ -58,7 +79,7 @@ def make_frames(class_name: str, texture: np.ndarray, random: np.random.Generato
 
 
 def make_texture(random: np.random.Generator) -> np.ndarray:
-    """A soft random background: float [72, 96, 3], about 60 to 190."""
+    """Draws a soft random background: float [72, 96, 3], about 60 to 190."""
     blocks = random.uniform(60, 190, (_HEIGHT // 12, _WIDTH // 12, 3))
     texture: np.ndarray = np.kron(blocks, np.ones((12, 12, 1)))
     for axis in (0, 1):
@@ -70,7 +91,7 @@ def write_videos(folder: Path, seed: int) -> tuple[int, int]:
     """Writes videos/Class/v_Class_gNN_cMM.avi (or .mp4) and lists/trainlist01.txt, testlist01.txt.
 
     Returns:
-      How many train and how many test videos.
+      The numbers of train and test videos.
     """
     random = np.random.default_rng(seed)
     lists: dict[str, list[str]] = {"train": [], "test": []}
@@ -93,11 +114,17 @@ def write_videos(folder: Path, seed: int) -> tuple[int, int]:
 
 
 def main(arguments: list[str]) -> None:
-    """Flags -> write_videos."""
-    cli.no_arguments(arguments)
-    num_train, num_test = write_videos(Path(_OUTPUT_DIR.value), _SEED.value)
-    print(f"{_OUTPUT_DIR.value}: {num_train} train and {num_test} test videos.")
+    """Flags -> DemoConfig -> write_videos."""
+    del arguments
+    config = _read_config()
+    num_train, num_test = write_videos(Path(config.output_dir), config.seed)
+    print(f"{config.output_dir}: {num_train} train and {num_test} test videos.")
+
+
+def run(argv: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    return _COMMAND.run(main, argv)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.leave(run(sys.argv))

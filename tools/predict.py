@@ -1,131 +1,120 @@
-"""Classifies video files with a trained run.
+"""Classifies video files with a trained model.
 
     python tools/predict.py --run_dir=/runs/1 holiday.mp4 /data/new 'cameras/**/street*'
+    python tools/predict.py --run_dir=/runs/1 --timeline=out --window_sec=2 --hop_sec=1 match.mp4
 
-Videos are files, folders with videos below them, or patterns in quotes. With --timeline=DIR each is walked in
-windows of --window_sec, one every --hop_sec, and DIR gets a table and a picture of it: what is seen when.
+VIDEO is a file, a folder that is searched for videos, or a pattern in quotes. With --timeline=DIR each video
+is classified in windows over its time, and a table and a picture of it are written into DIR.
 
---json prints an object per line: {"video", "predicted", "probabilities"}, in a timeline one per window with
-"start_sec" and "end_sec" too, and {"video", "error"} for what could not be read.
+--json prints one object per line: {"video", "predicted", "probabilities"}; for each window of a timeline also
+"start_sec" and "end_sec"; and {"video", "error"} for a video that cannot be read. The exit code is 1 if there
+was such a video.
 """
 
 import json
+import logging
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from absl import flags
-
-import cli
-from vidpipe import sampling
-from vidpipe.config import ConversionConfig
+from vidpipe import command_line
+from vidpipe.config import PredictionConfig, setting
+from vidpipe.data.sampling import clock
+from vidpipe.inference.video_files import find_videos
 from vidpipe.progress import Progress
 
 if TYPE_CHECKING:
-    from vidpipe import predict
+    from vidpipe.inference import predict, timeline
 
+_log = logging.getLogger(__name__)
+_COMMAND = command_line.Command(__doc__, arguments="VIDEO...")
 _Result = TypeVar("_Result")
 
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "A run of tools/train.py.", required=True)
-_JSON = flags.DEFINE_bool("json", False, "JSON lines, for programs.")
-_GIF = flags.DEFINE_string("gif", None, "This folder gets each clip as the model saw it, animated.")
-_TIMELINE = flags.DEFINE_string("timeline", None, "This folder gets a table and a picture of each video.")
-_WINDOW_SEC = flags.DEFINE_float("window_sec", 2, "With --timeline: length of a window.", lower_bound=0.01)
-_HOP_SEC = flags.DEFINE_float("hop_sec", 1, "With --timeline: from window to window.", lower_bound=0.01)
-_BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 8, "Clips per step, as in evaluate.py.",
-    lower_bound=1,
-)  # fmt: skip
-_TIMEOUT_SEC = flags.DEFINE_float(
-    "timeout_sec",
-    ConversionConfig.timeout_sec,
-    "A video, of a timeline a window, that takes longer to decode is given up.",
-    lower_bound=0.01,
-)
+
+@dataclass(frozen=True, kw_only=True)
+class _OutputFormat:
+    json: bool = setting(False, help="Print JSON lines, for programs.", group="Output")
+
+
+_read_config = _COMMAND.settings(PredictionConfig)
+_read_format = _COMMAND.settings(_OutputFormat)
 
 
 def main(arguments: list[str]) -> int:
-    """Videos -> ranked class probabilities, or timelines; 1 if any video could not be read."""
+    """Videos -> ranked class probabilities or timelines; 1 if a video could not be read."""
+    config, as_json = _read_config(), _read_format().json
     if not arguments:
-        cli.usage_error("name at least one video")
-    if _TIMELINE.value is None and (flags.FLAGS["window_sec"].present or flags.FLAGS["hop_sec"].present):
-        cli.usage_error("--window_sec and --hop_sec need --timeline=DIR, where the timelines go")
-    if _TIMELINE.value is not None and _GIF.value is not None:
-        cli.usage_error("--gif shows whole clips, --timeline windows: give one of them")
-    cli.load_tensorflow()
-    from vidpipe import predict
-
-    videos, missed = predict.find_videos(arguments)
-    for argument, reason in missed.items():
-        _tell(argument, reason)
-    failures = len(missed)
+        _COMMAND.usage_error("name at least one video")
+    if config.timeline is None and (_COMMAND.given("window_sec") or _COMMAND.given("hop_sec")):
+        _COMMAND.usage_error("--window_sec and --hop_sec need --timeline=DIR")
+    videos, unmatched = find_videos(arguments)
+    for argument, reason in unmatched.items():
+        _report_failure(argument, reason, as_json)
+    num_failed = len(unmatched)
     if videos:
-        failures += _timelines(videos) if _TIMELINE.value is not None else _predictions(videos)
-    return 1 if failures else 0
+        command_line.load_tensorflow()
+        print_results = _print_predictions if config.timeline is None else _print_timelines
+        num_failed += print_results(config, videos, as_json)
+    return 1 if num_failed else 0
 
 
-def _predictions(videos: list[str]) -> int:
-    """Prints what is seen in each video; returns how many could not be read."""
-    from vidpipe import predict
+def _print_predictions(config: PredictionConfig, videos: list[str], as_json: bool) -> int:
+    """Prints the classes of each video; returns the number of videos that could not be read."""
+    from vidpipe.inference import predict
 
-    failures = 0
-    predictions = predict.predict(
-        _RUN_DIR.value, videos, _BATCH_SIZE.value, _TIMEOUT_SEC.value, gif_dir=_GIF.value
-    )
-    for prediction in _shown(predictions, len(videos)):
-        if prediction.error:
-            _tell(prediction.path, prediction.error)
-            failures += 1
-        elif _JSON.value:
-            _print_json({"video": prediction.path} | _answer(prediction))
+    num_failed = 0
+    for prediction in _with_progress(predict.predict(config, videos), len(videos)):
+        if prediction.failure is not None:
+            _report_failure(prediction.path, prediction.failure.message, as_json)
+            num_failed += 1
+        elif as_json:
+            _print_json({"video": prediction.path} | _as_json(prediction))
         else:
             print(prediction.path)
             for name, probability in prediction.probabilities.items():
                 print(f"  {probability:7.2%}  {name}")
-    return failures
+    return num_failed
 
 
-def _timelines(videos: list[str]) -> int:
-    """Prints what is seen when in each video; returns how many could not be read, or not to their end."""
-    from vidpipe import predict
+def _print_timelines(config: PredictionConfig, videos: list[str], as_json: bool) -> int:
+    """Prints when each class leads; returns the number of videos that could not be read to their end."""
+    from vidpipe.inference import timeline
 
-    failures = 0
-    for timeline in predict.write_timelines(
-        _RUN_DIR.value, videos, _TIMELINE.value, _WINDOW_SEC.value, _HOP_SEC.value, _BATCH_SIZE.value,
-        _TIMEOUT_SEC.value,
-    ):  # fmt: skip
-        if _JSON.value:
-            for window in timeline.windows:
+    num_failed = 0
+    for result in timeline.write_timelines(config, videos):
+        if as_json:
+            for window in result.windows:
                 bounds = {"start_sec": window.start_sec, "end_sec": window.end_sec}
-                _print_json({"video": timeline.path} | bounds | _answer(window))
-        elif timeline.windows:
-            print(timeline.path)
-            for start_sec, end_sec, name in predict.stretches(timeline.windows):
-                print(f"  {sampling.clock(start_sec):>7} to {sampling.clock(end_sec):>7}  {name}")
-            print(f"  {' and '.join(map(str, timeline.files))}")
-        if timeline.error:
-            _tell(timeline.path, timeline.error)
-            failures += 1
-    return failures
+                _print_json({"video": result.path} | bounds | _as_json(window))
+        elif result.windows:
+            print(result.path)
+            for start_sec, end_sec, name in timeline.leading_spans(result.windows):
+                print(f"  {clock(start_sec):>7} to {clock(end_sec):>7}  {name}")
+            print(f"  Written: {', '.join(map(str, result.files))}")
+        if result.failure is not None:
+            _report_failure(result.path, result.failure.message, as_json)
+            num_failed += 1
+    return num_failed
 
 
-def _answer(result: "predict.Prediction | predict.WindowPrediction") -> dict[str, Any]:
+def _as_json(result: "predict.Prediction | timeline.WindowPrediction") -> dict[str, Any]:
     return {"predicted": result.predicted, "probabilities": result.probabilities}
 
 
-def _tell(path: str, error: str) -> None:
-    """Of a program's lines none is missing: it gets an object in the place of the answer."""
-    print(f"predict.py: {path}: {error}", file=sys.stderr)
-    if _JSON.value:
-        _print_json({"video": path, "error": error})
+def _report_failure(path: str, message: str, as_json: bool) -> None:
+    """Logs a video that could not be read; a program finds it among the JSON lines too."""
+    _log.error("%s: %s", path, message)
+    if as_json:
+        _print_json({"video": path, "error": message})
 
 
 def _print_json(values: dict[str, Any]) -> None:
     print(json.dumps(values), flush=True)
 
 
-def _shown(results: Iterable[_Result], total: int) -> Iterator[_Result]:
-    """Counts on stderr where stdout is a file or a program; on a terminal the answers show how far it is."""
+def _with_progress(results: Iterable[_Result], total: int) -> Iterator[_Result]:
+    """Shows the progress on stderr, unless the results themselves appear on a terminal."""
     if total == 1 or sys.stdout.isatty():
         yield from results
         return
@@ -135,5 +124,10 @@ def _shown(results: Iterable[_Result], total: int) -> Iterator[_Result]:
             progress.advance()
 
 
+def run(argv: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    return _COMMAND.run(main, argv)
+
+
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.leave(run(sys.argv))

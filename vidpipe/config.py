@@ -1,16 +1,26 @@
-"""Frozen settings of conversion and training, to and from JSON. Every default is written here, once."""
+"""The settings of every job: name, default, choices, bounds and help text of each are written here, once.
+
+Settings are frozen, keyword-only dataclasses. A field made by `setting` carries its help text, its bounds and
+its choices: `check` tests a value against them, and `vidpipe.command_line` turns the same field into a flag.
+"""
 
 import dataclasses
 import hashlib
 import json
+import math
+import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from vidpipe.sampling import SAMPLERS
-from vidpipe.spec import ClipSpec, VidpipeError
+from vidpipe.errors import VidpipeError
 
+SPLITS = ("train", "val", "test")
 ENCODINGS = ("jpeg", "png", "raw")
+SAMPLERS = ("uniform", "interval", "head")
 RESIZE = ("crop", "short_side")
+BACKBONES = ("vgg16", "resnet50", "mobilenet_v2", "efficientnet_v2_b0", "convnext_tiny")
+HEADS = ("motion", "notebook")
 FINE_TUNE = ("none", "block5", "block4", "block3", "block2", "block1", "all")
 AUGMENT = ("none", "flip", "flip_crop", "flip_crop_colour")
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
@@ -19,76 +29,196 @@ OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("constant", "cosine")
 CLASS_WEIGHTS = ("none", "balanced")
 STRATEGIES = ("auto", "one", "mirrored", "multi_worker")
+RUNNERS = ("local", "beam")
+EXPORT_FORMATS = ("saved_model", "tflite", "features")
+QUANTIZATIONS = ("none", "dynamic_range")
 
-# What --recipe of tools/train.py sets where the command line does not. Measured in BUILD_NOTES.md.
-RECIPES: dict[str, dict[str, Any]] = {
-    "frozen": {
-        "fine_tune": "none",
-        "batch_size": "16",
-        "epochs": 30,
-        "label_smoothing": 0.1,
-        "ema": 0.99,
-    },
-    "fine_tune": {
-        "fine_tune": "block5",
-        "batch_size": "16",
-        "epochs": 20,
-        "schedule": "cosine",
-        "warmup_epochs": 1.0,
-        "weight_decay": 0.01,
-        "clip_norm": 1.0,
-        "label_smoothing": 0.1,
-        "ema": 0.99,
-    },
-}
+_MAIN = "Input and output"
+_WORKERS = "Decoding processes"
 
 _Config = TypeVar("_Config")
 
 
 class ConfigError(VidpipeError):
-    """A setting has a value that cannot work, or two settings contradict each other."""
+    """A setting is out of range, not among its choices, or contradicts another: wrong usage."""
+
+    exit_code = 2
 
 
-@dataclass(frozen=True)
-class ClipConfig:
-    """How a video becomes a clip. Stored with the dataset and the model, so prediction does the same.
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is known of a setting beside its name, type and default.
 
     Attributes:
-      num_frames: frames per clip (T); shorter videos give fewer.
-      sampling: which frames, a key of `sampling.SAMPLERS`.
-      frame_stride: source frames between neighbours, only with `interval`; None spreads T over the video.
-      image_size: side of the square frames that the model takes, pixels.
-      resize: `crop` stores the centre square of each frame, resized. `short_side` stores the whole frame, its
-        short side resized to image_size, and leaves the choice of the square to the reader.
+      help: one sentence for `--help`, without the default, the choices and the bounds.
+      group: the heading of `--help` under which the flag stands.
+      flag: the flag's name where it is not the field's.
+      choices: allowed values; empty for any.
+      at_least, above, at_most, below: bounds of a number, or of each item of a tuple.
+      none: the word by which the command line asks for None, such as `auto`; None where only leaving the flag
+        out does.
     """
 
-    num_frames: int = 20
-    sampling: str = "uniform"
-    frame_stride: int | None = None
-    image_size: int = 224
-    resize: str = "crop"
+    help: str
+    group: str = "Other settings"
+    flag: str | None = None
+    choices: tuple[str, ...] = ()
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    none: str | None = None
+
+    @property
+    def range(self) -> str:
+        """The bounds as text, such as "in [0, 1)" or "at least 1"; empty without bounds."""
+        low = self.at_least if self.at_least is not None else self.above
+        high = self.at_most if self.at_most is not None else self.below
+        if low is not None and high is not None:
+            opening, closing = "(["[self.at_least is not None], ")]"[self.at_most is not None]
+            return f"in {opening}{low}, {high}{closing}"
+        if low is not None:
+            return f"at least {low}" if self.at_least is not None else f"above {low}"
+        if high is not None:
+            return f"at most {high}" if self.at_most is not None else f"below {high}"
+        return ""
+
+    def allows(self, value: float) -> bool:
+        """Whether a number is finite and lies within the bounds."""
+        return (
+            math.isfinite(value)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+
+def setting(default: Any = dataclasses.MISSING, **properties: Any) -> Any:
+    """Makes a dataclass field with a `Setting`; a field without a default is required."""
+    return field(default=default, metadata={"setting": Setting(**properties)})
+
+
+def settings_of(cls: Any) -> dict[str, Setting]:
+    """The settings of a config class by field name, those of nested configs left out."""
+    return {f.name: f.metadata["setting"] for f in dataclasses.fields(cls) if "setting" in f.metadata}
+
+
+def check(config: Any) -> None:
+    """Tests each setting of a config against its choices and bounds.
+
+    Raises:
+      ConfigError: names the setting, what is allowed, and the value.
+    """
+    for name, known in settings_of(config).items():
+        value, shown = getattr(config, name), known.flag or name
+        if value is None:
+            continue
+        if known.choices and value not in known.choices:
+            raise ConfigError(f"{shown} must be one of {', '.join(known.choices)}; got {value}.")
+        for number in value if isinstance(value, tuple) else (value,):
+            if known.range and not known.allows(number):
+                raise ConfigError(f"{shown} must be {known.range}; got {value}.")
+
+
+def _seed(help: str) -> Any:
+    # What scikit-learn, NumPy and Keras all take.
+    return setting(1, help=help, at_least=0, below=2**32)
+
+
+def _data_dir() -> Any:
+    return setting(help="The dataset: a folder or remote address made by convert_videos.", group=_MAIN)
+
+
+def _run_dir() -> Any:
+    return setting(help="The run folder written by train.", group=_MAIN)
+
+
+def _cache_dir() -> Any:
+    return setting(
+        None,
+        help="Copy the shards of a remote --data_dir into this local folder once; left out, they are read "
+        "over the network in every pass.",
+        group="Remote data",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSpec:
+    """The shape of a clip: frames uint8 [num_frames, height, width, 3], RGB, and mask bool [num_frames].
+
+    Raises:
+      ConfigError: a number is below 1.
+    """
+
+    num_frames: int = setting(help="Frames per clip (T).", at_least=1)
+    height: int = setting(help="Height of a frame in pixels.", at_least=1)
+    width: int = setting(help="Width of a frame in pixels.", at_least=1)
 
     def __post_init__(self) -> None:
-        _check_at_least(self, num_frames=1, image_size=1, frame_stride=1)
-        _check_choice("sampling", self.sampling, SAMPLERS)
-        _check_choice("resize", self.resize, RESIZE)
-        if self.frame_stride is not None and self.sampling != "interval":
-            raise ConfigError(f"frame_stride goes with sampling=interval; got sampling={self.sampling}.")
+        check(self)
 
-    def model_spec(self, num_frames: int | None = None) -> ClipSpec:
-        """The shape of the clips that a model takes: all stored frames, or `num_frames` of them.
+    def __str__(self) -> str:
+        return f"{self.num_frames} frames of {self.height} x {self.width} pixels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """How a video becomes a clip. Stored with the dataset and the model, so prediction does the same."""
+
+    num_frames: int = setting(
+        20, help="Frames per clip (T); a shorter video gives fewer.", group="Clips", at_least=1
+    )
+    sampling: str = setting(
+        "uniform",
+        help="Which frames of a video: the middle frames of T equal segments (uniform), every "
+        "--frame_stride-th "
+        "frame (interval), or the first T frames (head).",
+        group="Clips",
+        choices=SAMPLERS,
+    )
+    frame_stride: int | None = setting(
+        None,
+        help="Source frames between neighbouring frames of a clip, with --sampling=interval; left out, T "
+        "frames "
+        "are spread over the whole video.",
+        group="Clips",
+        at_least=1,
+    )
+    image_size: int = setting(
+        224, help="Side of the square frames the model takes, in pixels.", group="Clips", at_least=1
+    )
+    resize: str = setting(
+        "crop",
+        help="crop stores the centre square of each frame; short_side stores whole frames, their short side "
+        "resized to --image_size, and leaves the choice of the square to training and evaluation.",
+        group="Clips",
+        choices=RESIZE,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.frame_stride is not None and self.sampling != "interval":
+            raise ConfigError(f"frame_stride needs sampling=interval; got sampling={self.sampling}.")
+
+    def resolve_num_frames(self, num_frames: int | None) -> int:
+        """Returns the frames that a model takes of each stored clip; None asks for all of them.
 
         Raises:
           ConfigError: fewer are stored.
         """
         if num_frames is not None and num_frames > self.num_frames:
             raise ConfigError(
-                f"num_frames={num_frames}, but the records hold {self.num_frames} frames a clip."
+                f"num_frames={num_frames}, but the dataset stores {self.num_frames} frames per clip."
             )
-        return ClipSpec(num_frames or self.num_frames, self.image_size, self.image_size)
+        return self.num_frames if num_frames is None else num_frames
+
+    def spec(self, num_frames: int) -> ClipSpec:
+        """The shape of clips of `num_frames` square frames."""
+        return ClipSpec(num_frames=num_frames, height=self.image_size, width=self.image_size)
 
     def frame_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the stored frames of a video whose own are `height` and `width`, pixels.
+        """Returns the stored frames' (height, width) in pixels, for a video of `height` x `width` pixels.
 
         >>> ClipConfig(image_size=224, resize="short_side").frame_size(240, 320)
         (224, 299)
@@ -99,318 +229,526 @@ class ClipConfig:
         return round(height * self.image_size / short), round(width * self.image_size / short)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ManifestConfig:
-    """Which videos, labels and splits.
+    """Which videos, labels and splits. Without manifests and lists, class folders in `video_dir` are read."""
 
-    Attributes:
-      video_dir: every video's path is relative to it.
-      train_manifest, test_manifest: CSV files with columns video_name, tag and optional group, split.
-      ucf101_lists, fold: folder of trainlist0N.txt and testlist0N.txt, and N.
-      classes: only these classes. None keeps all.
-      top_classes: only the classes with the most training videos. None keeps all.
-      val_fraction: share of the training videos held out as `val`; 0 for none.
-      seed: of the validation split.
-
-    Without manifests and lists the class folders in `video_dir` are read.
-    """
-
-    video_dir: str
-    train_manifest: str | None = None
-    test_manifest: str | None = None
-    ucf101_lists: str | None = None
-    fold: int = 1
-    classes: tuple[str, ...] | None = None
-    top_classes: int | None = None
-    val_fraction: float = 0.1
-    seed: int = 1
+    video_dir: str = setting(
+        help="Folder of the source videos; paths in lists are relative to it.", group=_MAIN
+    )
+    train_manifest: str | None = setting(
+        None,
+        help="CSV file with the columns video_name, tag and optional group, split.",
+        group="List of videos",
+    )
+    test_manifest: str | None = setting(
+        None, help="CSV file like --train_manifest for the test videos.", group="List of videos"
+    )
+    ucf101_lists: str | None = setting(
+        None, help="Folder of UCF101's trainlist01.txt, testlist01.txt and so on.", group="List of videos"
+    )
+    fold: int = setting(
+        1, help="Fold of the UCF101 lists: 1, 2 or 3.", group="List of videos", at_least=1, at_most=3
+    )
+    classes: tuple[str, ...] | None = setting(
+        None, help="Keep only these classes, separated by commas.", group="List of videos"
+    )
+    top_classes: int | None = setting(
+        None,
+        help="Keep only the N classes with the most training videos.",
+        group="List of videos",
+        at_least=1,
+    )
+    val_fraction: float = setting(
+        0.1,
+        help="Fraction of the training videos held out for validation, stratified by class; groups are "
+        "never split.",
+        group="List of videos",
+        at_least=0,
+        below=1,
+    )
+    seed: int = _seed("Seed of the validation split.")
 
     def __post_init__(self) -> None:
-        _check_at_least(self, fold=1, top_classes=1)
-        _check_seed(self.seed)
-        if self.fold > 3:
-            raise ConfigError(f"UCF101 has folds 1, 2 and 3; got fold={self.fold}.")
-        if not 0 <= self.val_fraction < 1:
-            raise ConfigError(f"val_fraction must be in [0, 1); got {self.val_fraction}.")
+        check(self)
         if self.ucf101_lists is not None and (self.train_manifest or self.test_manifest):
             raise ConfigError("Give either ucf101_lists or CSV manifests, not both.")
         if self.test_manifest is not None and self.train_manifest is None:
-            raise ConfigError("test_manifest needs a train_manifest beside it.")
+            raise ConfigError("test_manifest needs train_manifest as well.")
         if self.classes is not None and self.top_classes is not None:
             raise ConfigError("Give either classes or top_classes, not both.")
         if self.classes is not None and not self.classes:
-            raise ConfigError("classes names no class.")
+            raise ConfigError("classes is an empty list; name at least one class.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ConversionConfig:
-    """A conversion of videos to shards in `output_dir`.
+    """A conversion of videos to shards in `output_dir`."""
 
-    Attributes:
-      encoding, jpeg_quality: of each frame in the records; quality 1 to 100, used by jpeg alone.
-      shard_size_mb: a shard's intended size, in 2**20 bytes; the number of shards follows from it and an
-        estimate of a clip's size, so that it is known before the first video is read.
-      num_workers: decoding processes; None starts one per core.
-      max_skipped: the conversion fails when a larger fraction of the videos had to be skipped.
-      timeout_sec: a video that takes longer, twice, is skipped.
-      worker_memory_mb: a video that needs more memory to decode is skipped; in 2**20 bytes.
-    """
-
-    output_dir: str
+    output_dir: str = setting(help="The dataset is written here: a folder or remote address.", group=_MAIN)
     manifest: ManifestConfig
     clip: ClipConfig = field(default_factory=ClipConfig)
-    encoding: str = "jpeg"
-    jpeg_quality: int = 95
-    shard_size_mb: float = 128
-    num_workers: int | None = None
-    max_skipped: float = 0.01
-    timeout_sec: float = 60
-    worker_memory_mb: int = 4096
+    encoding: str = setting("jpeg", help="Encoding of the stored frames.", group="Storage", choices=ENCODINGS)
+    jpeg_quality: int = setting(95, help="Quality of JPEG frames.", group="Storage", at_least=1, at_most=100)
+    shard_size_mb: float = setting(
+        128,
+        help="Approximate size of a shard in MiB; the number of shards follows from it before the first "
+        "video is read.",
+        group="Storage",
+        above=0,
+    )
+    runner: str = setting(
+        "local",
+        help="Run on this machine, or on Apache Beam, whose own options follow after --.",
+        choices=RUNNERS,
+    )
+    num_workers: int | None = setting(
+        None, help="Number of decoding processes; left out, one per core.", group=_WORKERS, at_least=1
+    )
+    max_skipped: float = setting(
+        0.01,
+        help="Fail when a larger fraction of the videos had to be skipped.",
+        group=_WORKERS,
+        at_least=0,
+        at_most=1,
+    )
+    timeout_sec: float = setting(
+        60,
+        help="Skip a video that takes longer than this in two attempts, in seconds.",
+        group=_WORKERS,
+        above=0,
+    )
+    worker_memory_mb: int = setting(
+        4096, help="Skip a video that needs more memory to decode, in MiB.", group=_WORKERS, at_least=256
+    )
 
     def __post_init__(self) -> None:
-        _check_choice("encoding", self.encoding, ENCODINGS)
-        _check_at_least(self, num_workers=1, worker_memory_mb=256)
-        if not 1 <= self.jpeg_quality <= 100:
-            raise ConfigError(f"jpeg_quality must be from 1 to 100; got {self.jpeg_quality}.")
-        if not 0 <= self.max_skipped <= 1:
-            raise ConfigError(f"max_skipped is a fraction from 0 to 1; got {self.max_skipped}.")
-        for name in ("shard_size_mb", "timeout_sec"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be above 0; got {getattr(self, name)}.")
+        check(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The fused model.
+    """The fused model."""
 
-    Attributes:
-      backbone: a key of `backbone.BACKBONES`.
-      backbone_weights: `imagenet`, `none` for a random start, or a Keras weights file of the backbone
-        without its classifier.
-      fine_tune: the lowest backbone block that is trained; `none` freezes all of it.
-      head: a key of `model.HEADS`.
-      members: how many of the head differ in their start and have their logits averaged; None leaves the
-        head its own number.
-      dropout: the rate of all the head's dropouts, 0 for none; None leaves each its own.
-    """
-
-    backbone: str = "vgg16"
-    backbone_weights: str = "imagenet"
-    fine_tune: str = "none"
-    head: str = "motion"
-    members: int | None = None
-    dropout: float | None = None
+    backbone: str = setting("vgg16", help="Network applied to every frame.", group="Model", choices=BACKBONES)
+    backbone_weights: str = setting(
+        "imagenet",
+        help="Initial weights of the backbone: imagenet (downloaded), none (random), or a Keras .h5 or "
+        ".weights.h5 "
+        "file without the classifier.",
+        group="Model",
+    )
+    fine_tune: str = setting(
+        "none",
+        help="Lowest backbone block to train; none freezes the backbone.",
+        group="Model",
+        choices=FINE_TUNE,
+    )
+    head: str = setting("motion", help="Network after the backbone.", group="Model", choices=HEADS)
+    ensemble_size: int | None = setting(
+        None,
+        help="Ensemble members in the head, whose logits are averaged; left out, 5 for motion and 1 for "
+        "notebook.",
+        group="Model",
+        at_least=1,
+    )
+    dropout: float | None = setting(
+        None,
+        help="Rate of all dropout layers in the head; left out, the head's own rates.",
+        group="Model",
+        at_least=0,
+        below=1,
+    )
 
     def __post_init__(self) -> None:
-        _check_choice("fine_tune", self.fine_tune, FINE_TUNE)
-        if self.members is not None and self.members < 1:
-            raise ConfigError(f"members must be at least 1; got {self.members}.")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout must be in [0, 1); got {self.dropout}.")
+        check(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """How weights are updated.
+    """How weights are updated."""
 
-    Attributes:
-      name: `adamw`, or `sgd` with Nesterov's momentum of 0.9.
-      learning_rate: of the head, after the warm-up.
-      schedule: `constant`, or `cosine` down to 0 at the end of the last epoch.
-      warmup_epochs: the learning rate rises over these; may be a fraction.
-      backbone_lr_scale: the learning rate of the backbone's topmost trained layer, as a share of the head's.
-      layer_decay: that of each layer below, as a share of the one above it.
-      weight_decay: decoupled: a step takes learning rate x weight_decay off every matrix.
-      clip_norm: longest gradient, all variables together; None leaves it.
-      ema: above 0, what is evaluated and saved are averages of the weights that keep this share at each step.
-    """
-
-    name: str = "adamw"
-    learning_rate: float = 1e-3
-    schedule: str = "constant"
-    warmup_epochs: float = 0.0
-    backbone_lr_scale: float = 0.01
-    layer_decay: float = 1.0
-    weight_decay: float = 0.0
-    clip_norm: float | None = None
-    ema: float = 0.0
+    name: str = setting(
+        "adamw",
+        help="Optimizer; sgd has Nesterov momentum 0.9.",
+        group="Optimization",
+        flag="optimizer",
+        choices=OPTIMIZERS,
+    )
+    learning_rate: float = setting(
+        1e-3, help="Learning rate of the head after the warm-up.", group="Optimization", above=0
+    )
+    schedule: str = setting(
+        "constant",
+        help="Learning rate schedule; cosine decays to 0 at the last step.",
+        group="Optimization",
+        choices=SCHEDULES,
+    )
+    warmup_epochs: float = setting(
+        0.0,
+        help="Epochs of linear warm-up of the learning rate; may be a fraction.",
+        group="Optimization",
+        at_least=0,
+    )
+    backbone_lr_scale: float = setting(
+        0.01,
+        help="Learning rate of the topmost trained backbone layer relative to the head's.",
+        group="Optimization",
+        above=0,
+    )
+    layer_decay: float = setting(
+        1.0,
+        help="Learning rate of each lower backbone layer relative to the layer above.",
+        group="Optimization",
+        above=0,
+    )
+    weight_decay: float = setting(
+        0.0, help="Decoupled weight decay of matrices.", group="Optimization", at_least=0
+    )
+    clip_norm: float | None = setting(
+        None,
+        help="Clip the global gradient norm to this value; left out, no clipping.",
+        group="Optimization",
+        above=0,
+    )
+    ema: float = setting(
+        0.99,
+        help="Decay of the exponential moving average of the weights, which is what gets evaluated and "
+        "saved; 0 "
+        "disables averaging.",
+        group="Optimization",
+        at_least=0,
+        below=1,
+    )
 
     def __post_init__(self) -> None:
-        _check_choice("optimizer", self.name, OPTIMIZERS)
-        _check_choice("schedule", self.schedule, SCHEDULES)
-        for name in ("learning_rate", "backbone_lr_scale", "layer_decay", "clip_norm"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} must be above 0; got {value}.")
-        for name in ("warmup_epochs", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} must be 0 or more; got {getattr(self, name)}.")
-        if not 0 <= self.ema < 1:
-            raise ConfigError(f"ema must be in [0, 1); got {self.ema}.")
+        check(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A training run.
+    """A training run."""
 
-    Attributes:
-      data_dir: a committed dataset.
-      run_dir: everything the run leaves behind goes here.
-      init_from: the run_dir of another run, whose weights this one starts from.
-      epochs: at most; `patience` may end it before.
-      batch_size: clips per optimiser step; None takes the largest power of two up to 64 that fits the memory.
-      accumulate: a step's clips pass in so many parts, whose gradients are added up: less memory, same step.
-      label_smoothing: this share of each label is spread over all classes.
-      class_weights: `balanced` weighs each clip by (clips / classes / clips of its class).
-      patience: epochs without a lower validation loss after which the run ends; None runs all.
-      num_frames: frames that the model takes of a stored clip, drawn anew in each epoch; None for all.
-      augment: what else is drawn anew: `flip`, `flip_crop` or `flip_crop_colour`.
-      mixup: above 0, clips are mixed in pairs with shares of Beta(mixup, mixup).
-      precision: `auto` takes the best that the device has.
-      cache_features: `auto` and `on` run what is frozen once per stored frame; `off` runs it in every epoch,
-        as does `auto` where frames are changed (augment, mixup) or their features would take more than
-        `cache_gb`.
-      cache_gb: disk that stored features may take, in 2**30 bytes.
-      data_service: `host:port` of a tf.data service that decodes and augments the training clips; None does
-        so here.
-      input_ram_gb: what the input's buffers may take, in 2**30 bytes; None leaves it to tf.data.
-      checkpoint_every: optimiser steps between checkpoints inside an epoch; None saves at its end only.
-      keep_checkpoints: how many of the newest are kept.
-      strategy: `auto` takes all machines of TF_CONFIG, else all GPUs.
-      deterministic: on a GPU, equal to the bit from run to run, and slower; a CPU always is.
-      profile_steps: first and last step of a profile for TensorBoard, counted from 1; None makes none.
-      seed: of weights, order and dropout.
-      cache_dir: a remote data_dir is copied here once; None reads it from where it lies.
-    """
-
-    data_dir: str
-    run_dir: str
+    data_dir: str = _data_dir()
+    run_dir: str = setting(
+        help="The run's artifacts are written here; an existing run with equal settings is resumed.",
+        group=_MAIN,
+    )
+    init_from: str | None = setting(
+        None, help="Initialize all weights from the selected model of this other run_dir.", group=_MAIN
+    )
     model: ModelConfig = field(default_factory=ModelConfig)
+    epochs: int = setting(30, help="Maximum number of epochs.", group="Training", at_least=1)
+    batch_size: int | None = setting(
+        16,
+        help="Clips per optimizer step; auto takes the largest power of two up to 64 that fits the memory.",
+        group="Training",
+        at_least=1,
+        none="auto",
+    )
+    accumulate: int = setting(
+        1,
+        help="Process each batch in this many microbatches and sum their gradients: less memory, the same "
+        "step.",
+        group="Training",
+        at_least=1,
+    )
+    patience: int | None = setting(
+        None,
+        help="Stop early when val_loss has not improved for this many epochs; left out, run all epochs.",
+        group="Training",
+        at_least=1,
+    )
+    label_smoothing: float = setting(
+        0.1,
+        help="Fraction of each label that is spread over all classes.",
+        group="Training",
+        at_least=0,
+        below=1,
+    )
+    class_weights: str = setting(
+        "none",
+        help="balanced weights each clip inversely to the frequency of its class.",
+        group="Training",
+        choices=CLASS_WEIGHTS,
+    )
+    seed: int = _seed("Seed of the initial weights, the order of clips, augmentation and dropout.")
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    init_from: str | None = None
-    epochs: int = 10
-    batch_size: int | None = 64
-    accumulate: int = 1
-    label_smoothing: float = 0.0
-    class_weights: str = "none"
-    patience: int | None = None
-    num_frames: int | None = None
-    augment: str = "none"
-    mixup: float = 0.0
-    precision: str = "auto"
-    cache_features: str = "auto"
-    cache_gb: float = 50.0
-    data_service: str | None = None
-    input_ram_gb: float | None = None
-    checkpoint_every: int | None = None
-    keep_checkpoints: int = 2
-    strategy: str = "auto"
-    deterministic: bool = False
-    profile_steps: tuple[int, int] | None = None
-    seed: int = 1
-    cache_dir: str | None = None
+    num_frames: int | None = setting(
+        None,
+        help="Frames the model takes of each stored clip, sampled randomly in each epoch; left out, all of "
+        "them.",
+        group="Augmentation",
+        at_least=1,
+    )
+    augment: str = setting(
+        "none",
+        help="Random changes to the frames of a clip in each epoch.",
+        group="Augmentation",
+        choices=AUGMENT,
+    )
+    mixup: float = setting(
+        0.0,
+        help="Mix pairs of clips with weights from Beta(mixup, mixup); 0 disables it.",
+        group="Augmentation",
+        at_least=0,
+    )
+    precision: str = setting(
+        "auto",
+        help="Dtype policy; auto takes the fastest that the device supports.",
+        group="Device",
+        choices=PRECISIONS,
+    )
+    strategy: str = setting(
+        "auto",
+        help="Devices to train on; auto takes all machines of TF_CONFIG, else all GPUs.",
+        group="Device",
+        choices=STRATEGIES,
+    )
+    deterministic: bool = setting(
+        False,
+        help="Bit-identical results from run to run on a GPU, at lower speed; a CPU is always deterministic.",
+        group="Device",
+    )
+    checkpoint_every: int | None = setting(
+        None,
+        help="Optimizer steps between checkpoints; left out, one at the end of each epoch.",
+        group="Checkpoints and profile",
+        at_least=1,
+    )
+    keep_checkpoints: int = setting(
+        2, help="Number of newest checkpoints to keep.", group="Checkpoints and profile", at_least=1
+    )
+    profile_steps: tuple[int, int] | None = setting(
+        None,
+        help="Profile steps FIRST:LAST for TensorBoard, counted from 1.",
+        group="Checkpoints and profile",
+        at_least=1,
+    )
+    cache_features: str = setting(
+        "auto",
+        help="Run the frozen blocks once per clip and cache their features on disk; auto does so where "
+        "frames are "
+        "the same in every epoch and the features fit --cache_gb.",
+        group="Feature cache and input",
+        choices=CACHE_FEATURES,
+    )
+    cache_gb: float = setting(
+        50.0, help="Disk space for cached features in GiB.", group="Feature cache and input", at_least=0
+    )
+    data_service: str | None = setting(
+        None,
+        help="host:port of a tf.data service that decodes and augments the training clips.",
+        group="Feature cache and input",
+    )
+    input_ram_gb: float | None = setting(
+        None,
+        help="Memory for tf.data's buffers in GiB; left out, tf.data decides.",
+        group="Feature cache and input",
+        above=0,
+    )
+    cache_dir: str | None = _cache_dir()
 
     def __post_init__(self) -> None:
-        _check_at_least(
-            self, epochs=1, batch_size=1, accumulate=1, checkpoint_every=1, keep_checkpoints=1, num_frames=1,
-            patience=1,
-        )  # fmt: skip
-        _check_seed(self.seed)
-        _check_choice("precision", self.precision, PRECISIONS)
-        _check_choice("cache_features", self.cache_features, CACHE_FEATURES)
-        _check_choice("augment", self.augment, AUGMENT)
-        _check_choice("class_weights", self.class_weights, CLASS_WEIGHTS)
-        _check_choice("strategy", self.strategy, STRATEGIES)
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"label_smoothing must be in [0, 1); got {self.label_smoothing}.")
-        if not self.cache_gb >= 0:
-            raise ConfigError(f"cache_gb must be 0 or more; got {self.cache_gb}.")
+        check(self)
         if self.batch_size is not None and self.batch_size % self.accumulate:
             raise ConfigError(
                 f"accumulate must divide batch_size; got {self.accumulate} and {self.batch_size}."
             )
-        if self.profile_steps is not None and not 1 <= self.profile_steps[0] <= self.profile_steps[1]:
-            raise ConfigError(f"profile_steps are FIRST:LAST, from 1; got {self.profile_steps}.")
-        if not self.mixup >= 0:
-            raise ConfigError(f"mixup must be 0 or more; got {self.mixup}.")
+        if self.profile_steps is not None and self.profile_steps[0] > self.profile_steps[1]:
+            raise ConfigError(
+                f"profile_steps must be FIRST:LAST in ascending order; got {self.profile_steps}."
+            )
         if self.data_service is not None and self.checkpoint_every is not None:
             raise ConfigError(
-                "checkpoint_every does not go with data_service: the order of its clips is its own, so a run "
-                "goes on from the end of an epoch only."
+                "checkpoint_every cannot be combined with data_service: the service decides the order of "
+                "clips, so "
+                "a run resumes at the end of an epoch only."
             )
         if self.data_service is not None and self.can_cache_features and self.cache_features != "off":
             raise ConfigError(
-                "data_service has nothing to do where what is frozen of the backbone is run once: change "
-                "frames (augment), train all of it (fine_tune=all), or set cache_features=off."
+                "data_service is not used when the features of frozen blocks are cached: set "
+                "cache_features=off, "
+                "augment frames (augment), or train the whole backbone (fine_tune=all)."
             )
-        if self.input_ram_gb is not None and not self.input_ram_gb > 0:
-            raise ConfigError(f"input_ram_gb must be above 0; got {self.input_ram_gb}.")
         if self.cache_features == "on" and not self.can_cache_features:
             raise ConfigError(
-                "cache_features=on needs frozen blocks, and frames that are the same in every epoch; got "
+                "cache_features=on needs frozen blocks and frames that are the same in every epoch; got "
                 f"fine_tune={self.model.fine_tune}, augment={self.augment}, mixup={self.mixup:g}."
             )
 
     @property
     def can_cache_features(self) -> bool:
-        """Whether the backbone has frozen blocks, and a frame gives the same in every epoch."""
+        """Whether the backbone has frozen blocks whose input is the same in every epoch."""
         same_frames = self.augment == "none" and self.mixup == 0
         return self.model.fine_tune not in ("block1", "all") and same_frames
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """An evaluation of a run's model on a split."""
+
+    run_dir: str = _run_dir()
+    data_dir: str = _data_dir()
+    split: str = setting("test", help="Which split to evaluate.", group=_MAIN, choices=SPLITS)
+    batch_size: int = setting(8, help="Clips per forward pass.", at_least=1)
+    temporal_crops: int = setting(
+        1,
+        help="Test-time augmentation: subsets of the stored frames per video, for a model that takes fewer "
+        "frames "
+        "than are stored.",
+        group="Test-time augmentation",
+        at_least=1,
+    )
+    spatial_crops: int = setting(
+        1,
+        help="Test-time augmentation: squares along the long side of each frame; 1 is the centre.",
+        group="Test-time augmentation",
+        at_least=1,
+    )
+    cache_dir: str | None = _cache_dir()
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionConfig:
+    """Classification of video files."""
+
+    run_dir: str = _run_dir()
+    batch_size: int = setting(
+        EvaluationConfig.batch_size, help="Clips per forward pass, as in evaluate.", at_least=1
+    )
+    timeout_sec: float = setting(
+        ConversionConfig.timeout_sec,
+        help="Report a video, or a window of a timeline, that takes longer to decode as unreadable, in "
+        "seconds.",
+        above=0,
+    )
+    gif: str | None = setting(
+        None, help="Write the frames that the model saw as NAME.gif into this folder.", group="Output"
+    )
+    timeline: str | None = setting(
+        None,
+        help="Classify windows over the time of each video and write NAME.csv and NAME.png into this folder.",
+        group="Output",
+    )
+    window_sec: float = setting(
+        2, help="Length of a timeline window in seconds.", group="Timelines", at_least=0.01
+    )
+    hop_sec: float = setting(
+        1, help="Seconds from the start of one window to the next.", group="Timelines", at_least=0.01
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.gif is not None and self.timeline is not None:
+            raise ConfigError("Give either gif or timeline: gif shows whole clips, timeline windows.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """The page and the HTTP endpoint for trying a model."""
+
+    run_dir: str = _run_dir()
+    host: str = setting("127.0.0.1", help="Address to listen on.", group="Server")
+    port: int = setting(
+        8000, help="Port to listen on; 0 takes a free one.", group="Server", at_least=0, at_most=65535
+    )
+    max_upload_mb: float = setting(200, help="Reject larger videos, in MiB.", group="Limits", at_least=0.001)
+    timeout_sec: float = setting(
+        ConversionConfig.timeout_sec,
+        help="Reject a video that takes longer to decode, in seconds.",
+        group="Limits",
+        above=0,
+    )
+    threads: int = setting(4, help="Requests processed at a time.", group="Limits", at_least=1)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """An export of a run's model, or of a dataset's features."""
+
+    run_dir: str = _run_dir()
+    data_dir: str = _data_dir()
+    split: str = setting(
+        "test",
+        help="The split whose features are written, or whose first clips the export is checked on.",
+        group=_MAIN,
+        choices=SPLITS,
+    )
+    format: str = setting(help="What to write.", group=_MAIN, choices=EXPORT_FORMATS)
+    output: str = setting(
+        help="A folder for saved_model, a file for tflite, a .npz or .csv file for features.", group=_MAIN
+    )
+    quantization: str = setting(
+        "none", help="dynamic_range stores the weights of a TFLite model in 8 bits.", choices=QUANTIZATIONS
+    )
+    cache_dir: str | None = _cache_dir()
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.quantization != "none" and self.format != "tflite":
+            raise ConfigError(f"quantization needs format=tflite; got format={self.format}.")
+
+
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain JSON values, nested as its dataclasses are."""
+    """Converts a config to plain JSON values, nested as its dataclasses are."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def from_dict(cls: type[_Config], values: dict[str, Any]) -> _Config:
-    """The inverse of `to_dict`.
+def from_dict(cls: type[_Config], values: Mapping[str, Any]) -> _Config:
+    """Inverts `to_dict`.
 
     Raises:
       ConfigError: `values` has a key that `cls` lacks, as when a newer version wrote it.
     """
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(fields))
+    field_types = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(field_types))
     if unknown:
         raise ConfigError(f"{cls.__name__} has no {', '.join(unknown)}; another version of vidpipe wrote it.")
     built: dict[str, Any] = {}
     for name, value in values.items():
-        field_type = fields[name].type
-        if isinstance(field_type, type) and dataclasses.is_dataclass(field_type):
-            value = from_dict(field_type, value)
+        if dataclasses.is_dataclass(field_types[name]):
+            value = from_dict(field_types[name], value)
         built[name] = tuple(value) if isinstance(value, list) else value
     return cls(**built)
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], ignored: Sequence[str] = (), prefix: str = ""
+) -> list[str]:
     """Names every setting in which two `to_dict` values differ, as `name: old -> new`."""
     found = []
     for key in sorted(set(old) | set(new)):
         before, after = old.get(key), new.get(key)
+        if key in ignored:
+            continue
         if isinstance(before, dict) and isinstance(after, dict):
-            found += differences(before, after, f"{prefix}{key}.")
+            found += differences(before, after, prefix=f"{prefix}{key}.")
         elif before != after:
             found.append(f"{prefix}{key}: {before} -> {after}")
     return found
 
 
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Names nested settings by their path.
+
+    >>> flatten({"model": {"head": "motion"}, "epochs": 3})
+    {'model.head': 'motion', 'epochs': 3}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= (
+            flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        )
+    return flat
+
+
 def fingerprint(values: Any) -> str:
-    """The sha256 of a JSON value, independent of the order of its keys."""
+    """Returns the sha256 of a JSON value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _check_choice(name: str, value: str, choices: Any) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {value}.")
-
-
-def _check_at_least(config: Any, **bounds: int) -> None:
-    for name, bound in bounds.items():
-        value = getattr(config, name)
-        if value is not None and value < bound:
-            raise ConfigError(f"{name} must be at least {bound}; got {value}.")
-
-
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**32:  # what scikit-learn, numpy and Keras all take
-        raise ConfigError(f"seed must be in [0, 2**32); got {seed}.")

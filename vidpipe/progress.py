@@ -1,4 +1,4 @@
-"""A bar on a terminal, a plain line now and then in a log."""
+"""Shows the progress of a job: a bar on a terminal, a line every 30 seconds in a log."""
 
 import logging
 import sys
@@ -8,20 +8,26 @@ from types import TracebackType
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-_LOG_EVERY_SEC = 30
 _log = logging.getLogger(__name__)
+_LOG_EVERY_SEC = 30
 
 
 class Progress:
-    """Counts `total` things on stderr; use as a context manager.
+    """Reports the progress of a job on stderr; a context manager.
 
-    On a terminal it is a tqdm bar (rate and time left with it), and log lines appear above the bar.
-    Elsewhere it logs the same facts every 30 seconds. Both end with one line, unless `closing_line` is False
-    because the caller has a better one. `done` of them were so before.
+    On a terminal it shows a tqdm bar with the rate and the time left, and log lines appear above the bar.
+    Otherwise it logs a line every 30 seconds.
+
+    Args:
+      description: name of the job, such as "Converting".
+      total: number of items.
+      unit: what the items are, such as "videos".
+      closing_line: log a line at the end; False if the caller logs a better one.
+      done: number of items that were done before.
     """
 
     def __init__(
-        self, description: str, total: int, unit: str, closing_line: bool = True, done: int = 0
+        self, description: str, total: int, unit: str, *, closing_line: bool = True, done: int = 0
     ) -> None:
         self._description, self._total, self._unit = description, total, unit
         self._closing_line = closing_line
@@ -52,7 +58,7 @@ class Progress:
             self._write()
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Counts `count` more; `note` stands behind the figures from now on."""
+        """Adds `count` finished items; from now on `note` is shown after the numbers."""
         self._count += count
         self._note = note
         self._bar.set_postfix_str(note, refresh=False)

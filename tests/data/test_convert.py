@@ -1,0 +1,499 @@
+"""Conversion: the same bytes for any workers, no video lost, and faults that really happen."""
+
+import contextlib
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from synthetic import (
+    InProcessPool,
+    committed_bytes,
+    faulty_read,
+    flaky_read,
+    flip_bit,
+    greedy_read,
+    read_of_a_file_that_grows,
+    slow_read,
+)
+from vidpipe.config import ClipConfig, ConversionConfig
+from vidpipe.data import convert, shards
+from vidpipe.data.skip_reason import SkipReason
+from vidpipe.data.verify import verify
+from vidpipe.data.video import EncodedClip, VideoReadError, read_encoded_clip
+from vidpipe.storage import files
+
+MakeConversion = Callable[..., ConversionConfig]
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads the videos of a conversion in this process."""
+    monkeypatch.setattr(convert, "ReaderPool", InProcessPool)
+
+
+@pytest.fixture
+def copy(data_dir: str, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(data_dir, tmp_path / "copy"))
+
+
+@pytest.fixture
+def videos(video_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the 10 train videos."""
+    return Path(shutil.copytree(video_dir / "train", tmp_path / "videos"))
+
+
+def _of(config: ConversionConfig, video_dir: Path, **changes: Any) -> ConversionConfig:
+    """Returns the same conversion for another folder of videos."""
+    return replace(config, manifest=replace(config.manifest, video_dir=str(video_dir), **changes))
+
+
+def _outcomes(folder: Path) -> dict[str, tuple[str, str, str]]:
+    """Reads status, reason and message of each video."""
+    with (folder / shards.VIDEOS_NAME).open(encoding="utf-8") as file:
+        return {
+            row["video_id"]: (row["status"], row["reason"], row["message"]) for row in csv.DictReader(file)
+        }
+
+
+def test_any_number_of_workers_writes_the_same_bytes(
+    tmp_path: Path, conversion: MakeConversion, data_dir: str
+) -> None:
+    """`data_dir` was converted with two workers."""
+    convert.convert(conversion(tmp_path / "one", num_workers=1))
+    assert committed_bytes(tmp_path / "one") == committed_bytes(Path(data_dir))
+
+
+def test_splits_and_clips(info: shards.DatasetInfo, data_dir: str) -> None:
+    assert info.classes == ("long", "short")
+    assert {split: info.num_clips(split) for split in info.splits} == {"train": 8, "val": 2, "test": 6}
+    assert [len(info.splits[split]) for split in ("train", "val", "test")] == [2, 1, 2]
+    rows = list(shards.read_videos(data_dir))
+    assert Counter(row["status"] for row in rows) == {"ok": 16}
+    kept = {row["video_id"]: int(row["frames_kept"]) for row in rows}
+    assert kept["train/short/video_00.avi"] == 1
+    assert kept["train/long/video_00.avi"] == 4
+    decoded = {row["video_id"]: int(row["frames_decoded"]) for row in rows}
+    assert decoded["train/long/video_00.avi"] == 16
+
+
+@pytest.mark.processes
+def test_a_bad_video_affects_only_itself_and_is_listed(
+    tmp_path: Path, videos: Path, conversion: MakeConversion
+) -> None:
+    """A reader that crashes, one that hangs, one that fails, and a file that is no video."""
+    (videos / "short" / "video_00.avi").write_bytes(b"garbage")
+    config = _of(conversion(tmp_path / "out", max_skipped=0.5, timeout_sec=4), videos)
+    report = convert.convert(config, read=faulty_read)
+    expected = {
+        "long/video_00.avi": (SkipReason.CRASHED, f"crashed the decoder (exit code {-signal.SIGSEGV})"),
+        "long/video_01.avi": (SkipReason.TIMED_OUT, "timed out after 4 s"),
+        "long/video_02.avi": (SkipReason.CANNOT_OPEN, "worker has []"),
+        "short/video_00.avi": (SkipReason.CANNOT_OPEN, "does not open as a video"),
+    }
+    assert {each.video_id: (each.reason, each.message) for each in report.skipped} == expected
+    assert report.written == 6
+    info = shards.read_info(tmp_path / "out")
+    assert sum(info.num_clips(split) for split in info.splits) == 6
+    outcomes = _outcomes(tmp_path / "out")
+    assert len(outcomes) == 10
+    assert outcomes["long/video_01.avi"] == ("skipped", "timed_out", "timed out after 4 s")
+    assert outcomes["long/video_03.avi"] == ("ok", "", "")
+
+
+def _failing_read(path: str, clip: ClipConfig, encoding: str, quality: int) -> EncodedClip:
+    """Fails for long/video_NN.avi with the NN-th reason; the files long/NN.txt count the attempts."""
+    if Path(path).parent.name == "long":
+        reason = list(SkipReason)[int(Path(path).stem[-2:])]
+        with Path(path).with_suffix(".txt").open("a") as file:
+            file.write("x")
+        raise VideoReadError(path, reason, f"failed because of {reason.name}")
+    return read_encoded_clip(path, clip, encoding, quality)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_reasons_are_listed_and_transient_ones_are_tried_again(
+    tmp_path: Path, video_dir: Path, conversion: MakeConversion
+) -> None:
+    """A video that was skipped for a transient reason is read again by the next run; others are not."""
+    reasons = list(SkipReason)
+    videos = tmp_path / "videos"
+    shutil.copytree(video_dir / "train" / "short", videos / "short")
+    (videos / "long").mkdir()
+    for index in range(len(reasons)):
+        (videos / "long" / f"video_{index:02d}.avi").write_bytes(b"any")
+    # A shard per video.
+    config = conversion(tmp_path / "out", max_skipped=1, shard_size_mb=1e-6)
+    config = _of(config, videos, val_fraction=0)
+    report = convert.convert(config, read=_failing_read)
+    assert {each.reason for each in report.skipped} == set(reasons)
+    outcomes = _outcomes(tmp_path / "out")
+    for index, reason in enumerate(reasons):
+        expected = ("skipped", reason.value, f"failed because of {reason.name}")
+        assert outcomes[f"long/video_{index:02d}.avi"] == expected
+
+    report = convert.convert(config, read=_failing_read)
+    assert report.shards_made == 2
+    for index, reason in enumerate(reasons):
+        attempts = (videos / "long" / f"video_{index:02d}.txt").read_text()
+        assert len(attempts) == (4 if reason.is_transient else 1)
+    report = convert.convert(config, read=_read_any)
+    assert (report.shards_made, len(report.skipped)) == (2, len(reasons) - 2)
+
+
+def _read_any(path: str, clip: ClipConfig, encoding: str, quality: int) -> EncodedClip:
+    """Reads another video instead of one that cannot be read."""
+    path = path if Path(path).parent.name == "short" else str(Path(path).parents[1] / "short/video_00.avi")
+    return read_encoded_clip(path, clip, encoding, quality)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_too_many_skipped_videos_fail_and_a_repaired_video_is_read(
+    tmp_path: Path, videos: Path, conversion: MakeConversion
+) -> None:
+    path = videos / "short" / "video_03.avi"
+    content = path.read_bytes()
+    path.write_bytes(b"garbage")
+    config = _of(conversion(tmp_path / "out"), videos)
+    message = r"1 of 10 videos were skipped \(1 x does not open as a video\); max_skipped=0.01 allows 0"
+    with pytest.raises(convert.ConversionError, match=message):
+        convert.convert(config)
+    with pytest.raises(shards.ShardError, match="not a finished dataset"):
+        shards.read_info(tmp_path / "out")
+    path.write_bytes(content)
+    report = convert.convert(config)
+    assert (report.written, report.skipped) == (10, [])
+    assert (report.shards_made, report.shards_kept) == (1, 2)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_listed_video_that_is_missing_is_skipped(
+    tmp_path: Path, video_dir: Path, conversion: MakeConversion
+) -> None:
+    (tmp_path / "train.csv").write_text("video_name,tag\nlong/video_00.avi,x\nnowhere.avi,x\n")
+    config = conversion(tmp_path / "out", max_skipped=0.5)
+    config = _of(config, video_dir / "train", train_manifest=str(tmp_path / "train.csv"), val_fraction=0)
+    (skipped,) = convert.convert(config).skipped
+    assert (skipped.video_id, skipped.reason) == ("nowhere.avi", SkipReason.NOT_FOUND)
+    assert _outcomes(tmp_path / "out")["nowhere.avi"] == ("skipped", "not_found", "not found under video_dir")
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_file_that_changed_while_it_was_read_is_read_again(
+    tmp_path: Path, videos: Path, conversion: MakeConversion
+) -> None:
+    shutil.rmtree(videos / "short")
+    config = _of(conversion(tmp_path / "out", shard_size_mb=1e-6), videos, val_fraction=0)
+    convert.convert(config, read=read_of_a_file_that_grows)
+    for made in (1, 0):
+        report = convert.convert(config)
+        assert (report.shards_made, report.shards_kept) == (made, 5 - made)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_corrupt_shard_is_written_again(copy: Path, conversion: MakeConversion, data_dir: str) -> None:
+    flip_bit(copy / "train-00000-of-00002.tfrecord")
+    report = convert.convert(conversion(copy))
+    assert (report.shards_made, report.shards_kept) == (1, 4)
+    assert committed_bytes(copy) == committed_bytes(Path(data_dir))
+
+
+def test_an_interrupted_repair_leaves_no_dataset(
+    copy: Path, conversion: MakeConversion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    (copy / "train-00000-of-00002.tfrecord").unlink()
+    monkeypatch.setattr(shards, "write_shard", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        convert.convert(conversion(copy))
+    with pytest.raises(shards.ShardError, match="not a finished dataset"):
+        shards.read_info(copy)
+
+
+def test_edited_tables_are_written_again(copy: Path, conversion: MakeConversion, data_dir: str) -> None:
+    for name in (shards.INFO_NAME, shards.VIDEOS_NAME):
+        (copy / name).write_text((copy / name).read_text().replace("short", "tall"))
+    assert convert.convert(conversion(copy)).shards_kept == 5
+    assert committed_bytes(copy) == committed_bytes(Path(data_dir))
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("stop_at", range(13))
+def test_stopped_before_any_commit_it_resumes_to_the_same_bytes(
+    tmp_path: Path, conversion: MakeConversion, data_dir: str, stop_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A conversion commits 13 files: the settings, 5 shards with their states, videos.csv, the info."""
+    num_commits = 0
+    original = files.commit
+
+    def stop(temporary: Path, path: Path) -> None:
+        nonlocal num_commits
+        if num_commits == stop_at:
+            raise KeyboardInterrupt
+        num_commits += 1
+        original(temporary, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "commit", stop)
+        with pytest.raises(KeyboardInterrupt):
+            convert.convert(conversion(tmp_path / "out"))
+    with pytest.raises(shards.ShardError, match="not a finished dataset"):
+        shards.read_info(tmp_path / "out")
+    report = convert.convert(conversion(tmp_path / "out"))
+    assert report.shards_kept == min(5, max(0, stop_at - 1) // 2)
+    assert committed_bytes(tmp_path / "out") == committed_bytes(Path(data_dir))
+
+
+def _start(config: ConversionConfig) -> subprocess.Popen:
+    """Starts a conversion in a new process group; returns when it begins."""
+    script = f"""
+from synthetic import slow_read
+from vidpipe.data import convert
+from vidpipe.config import ClipConfig, ConversionConfig, ManifestConfig
+print("begins", flush=True)
+convert.convert({config!r}, read=slow_read)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=TESTS,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"begins\n"
+    return process
+
+
+@pytest.mark.processes
+def test_killed_at_random_times_it_resumes_to_the_same_bytes(
+    tmp_path: Path, conversion: MakeConversion, data_dir: str
+) -> None:
+    """SIGKILL to the whole process group, several times, until the conversion ends."""
+    times = random.Random(1)
+    num_kills = 0
+    while num_kills < 20:
+        process = _start(conversion(tmp_path / "out"))
+        try:
+            process.wait(timeout=times.uniform(0.5, 2.5) if num_kills < 3 else 60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            num_kills += 1
+            continue
+        break
+    assert process.returncode == 0
+    assert num_kills >= 1
+    assert committed_bytes(tmp_path / "out") == committed_bytes(Path(data_dir))
+
+
+@pytest.mark.processes
+def test_workers_end_when_the_conversion_is_killed(tmp_path: Path, conversion: MakeConversion) -> None:
+    process = _start(conversion(tmp_path / "out"))
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    for _ in range(100):
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    pytest.fail("the workers were still running after 10 s")
+
+
+@contextlib.contextmanager
+def _file_size_limit(limit: int) -> Iterator[None]:
+    """Limits the size of files that this process writes, as a full disk does."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_full_disk_is_reported_and_the_conversion_resumes(
+    tmp_path: Path, conversion: MakeConversion
+) -> None:
+    """A raw clip of four frames has 12,288 bytes."""
+    limit = 10_000
+    message = "Cannot write to .*Finished shards are kept; free disk space"
+    with _file_size_limit(limit), pytest.raises(convert.ConversionError, match=message):
+        convert.convert(conversion(tmp_path / "out", encoding="raw"))
+    assert not any(path.suffix == ".tfrecord" and path.stat().st_size > limit for path in tmp_path.rglob("*"))
+    for name in ("out", "complete"):
+        convert.convert(conversion(tmp_path / name, encoding="raw"))
+    assert committed_bytes(tmp_path / "out") == committed_bytes(tmp_path / "complete")
+
+
+def test_a_folder_with_another_dataset_is_rejected(conversion: MakeConversion, data_dir: str) -> None:
+    before = committed_bytes(Path(data_dir))
+    with pytest.raises(convert.ConversionError, match="other settings .*encoding: png -> raw"):
+        convert.convert(conversion(Path(data_dir), encoding="raw"))
+    assert committed_bytes(Path(data_dir)) == before
+
+
+def test_a_folder_with_shards_of_other_programs_is_rejected(
+    tmp_path: Path, conversion: MakeConversion
+) -> None:
+    (tmp_path / "other.tfrecord").touch()
+    with pytest.raises(convert.ConversionError, match="holds other.tfrecord, which vidpipe did not write"):
+        convert.convert(conversion(tmp_path))
+
+
+@pytest.mark.processes
+def test_a_clock_change_skips_no_video(
+    tmp_path: Path, conversion: MakeConversion, data_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One hour forward while videos are read: they seem to time out, but get a second attempt."""
+    started = time.monotonic()
+
+    class JumpingTime:
+        sleep = staticmethod(time.sleep)
+
+        @staticmethod
+        def time() -> float:
+            return time.time() + (3600 if time.monotonic() > started + 0.7 else 0)
+
+    monkeypatch.setattr("pebble.pool.process.time", JumpingTime)
+    report = convert.convert(conversion(tmp_path / "out", timeout_sec=30), read=slow_read)
+    assert time.monotonic() > started + 0.7
+    assert report.skipped == []
+    assert committed_bytes(tmp_path / "out") == committed_bytes(Path(data_dir))
+
+
+def test_a_decoder_that_is_killed_once_gets_a_second_attempt(
+    tmp_path: Path, conversion: MakeConversion, data_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLAKY_READ_MARKS", str(tmp_path))
+    report = convert.convert(conversion(tmp_path / "out"), read=flaky_read)
+    assert (tmp_path / "video_00.avi").exists()
+    assert report.skipped == []
+    assert committed_bytes(tmp_path / "out") == committed_bytes(Path(data_dir))
+
+
+@pytest.mark.processes
+def test_a_video_that_needs_too_much_memory_affects_only_itself(
+    tmp_path: Path, conversion: MakeConversion
+) -> None:
+    config = conversion(tmp_path / "out", max_skipped=0.5, worker_memory_mb=400)
+    report = convert.convert(config, read=greedy_read)
+    assert {each.video_id: (each.reason, each.message) for each in report.skipped} == dict.fromkeys(
+        ("train/long/video_00.avi", "test/long/video_00.avi"),
+        (SkipReason.OUT_OF_MEMORY, "needs more memory than the limit"),
+    )
+    assert report.written == 14
+
+
+def test_temporary_files_of_a_killed_conversion_are_deleted(
+    copy: Path, conversion: MakeConversion, data_dir: str
+) -> None:
+    (copy / shards.INFO_NAME).unlink()
+    for name in ("train-00000-of-00002.tfrecord.0123.tmp", ".conversion/plan.json.0123.tmp"):
+        (copy / name).write_bytes(b"half")
+    convert.convert(conversion(copy))
+    assert committed_bytes(copy) == committed_bytes(Path(data_dir))
+    assert not list(copy.rglob("*.tmp"))
+
+
+def test_a_second_conversion_of_a_folder_is_rejected(tmp_path: Path, conversion: MakeConversion) -> None:
+    (tmp_path / ".conversion").mkdir()
+    with (
+        FileLock(tmp_path / ".conversion" / "lock"),
+        pytest.raises(convert.ConversionError, match="Another conversion is writing"),
+    ):
+        convert.convert(conversion(tmp_path))
+
+
+def test_too_many_missing_videos_fail_before_the_work(tmp_path: Path, conversion: MakeConversion) -> None:
+    (tmp_path / "train.csv").write_text("video_name,tag\nnowhere.avi,x\n")
+    config = conversion(tmp_path / "out")
+    config = replace(config, manifest=replace(config.manifest, train_manifest=str(tmp_path / "train.csv")))
+    with pytest.raises(convert.ConversionError, match="1 of 1 listed videos are not under .*nowhere.avi"):
+        convert.convert(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path, conversion: MakeConversion) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(convert.ConversionError, match="Cannot write to .*file"):
+        convert.convert(conversion(tmp_path / "file" / "out"))
+
+
+def test_a_read_only_folder_is_named(tmp_path: Path, conversion: MakeConversion) -> None:
+    folder = Path("/proc")  # not writable, not even for root
+    if os.geteuid() != 0:
+        folder = tmp_path / "read_only"
+        folder.mkdir(mode=0o500)
+    message = f"Cannot write to {folder}.*run the same command again"
+    with pytest.raises(convert.ConversionError, match=message):
+        convert.convert(conversion(folder / "out"))
+
+
+@pytest.fixture
+def earlier_version(tmp_path: Path, videos: Path, conversion: MakeConversion) -> ConversionConfig:
+    """A dataset as vidpipe wrote it before there were enum values: a sentence in `reason`, no `message`.
+
+    It has 9 clips, and a video that was skipped because its content is b"garbage".
+    """
+    (videos / "short" / "video_00.avi").write_bytes(b"garbage")
+    folder = tmp_path / "out"
+    config = _of(conversion(folder, max_skipped=0.5), videos)
+    convert.convert(config)
+    columns = [column for column in shards.VIDEO_COLUMNS if column != "message"]
+    rows = list(shards.read_videos(folder))
+    with files.staged_csv(folder / shards.VIDEOS_NAME, columns) as writer:
+        writer.writerows(row | {"reason": row["message"]} for row in rows)
+    info = replace(shards.read_info(folder), videos_sha256=files.sha256_of(folder / shards.VIDEOS_NAME))
+    shards.write_info(folder, info)
+    for path in folder.glob(".conversion/*.tfrecord.json"):
+        state = json.loads(path.read_text())
+        for row in state["videos"]:
+            if "message" in row:
+                row["reason"] = row.pop("message")
+        path.write_text(json.dumps(state))
+    return config
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_dataset_of_an_earlier_version_can_be_read(earlier_version: ConversionConfig) -> None:
+    rows = list(shards.read_videos(earlier_version.output_dir))
+    assert len(rows) == 10
+    (skipped,) = [row for row in rows if row["status"] != "ok"]
+    assert (skipped["video_id"], skipped["reason"]) == ("short/video_00.avi", "does not open as a video")
+    assert "message" not in skipped
+    assert list(verify(earlier_version.output_dir)) == []
+
+
+@pytest.mark.usefixtures("in_process")
+def test_converting_again_updates_a_dataset_of_an_earlier_version(earlier_version: ConversionConfig) -> None:
+    """Only the shard with the skipped video is written again: its reason is not known as an enum value."""
+    folder = Path(earlier_version.output_dir)
+    before = {name: data for name, data in committed_bytes(folder).items() if name.endswith(".tfrecord")}
+    report = convert.convert(earlier_version)
+    assert (report.shards_made, report.shards_kept) == (1, 2)
+    assert [each.reason for each in report.skipped] == [SkipReason.CANNOT_OPEN]
+    assert before.items() <= committed_bytes(folder).items()
+    assert _outcomes(folder)["short/video_00.avi"] == ("skipped", "cannot_open", "does not open as a video")
+    assert list(verify(str(folder))) == []

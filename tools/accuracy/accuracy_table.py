@@ -1,0 +1,273 @@
+r"""Compares the accuracy of several methods on your videos, over several seeds and with controls.
+
+    python tools/accuracy/accuracy_table.py --data_dir=records-uniform,records-head --work_dir=table \
+        --backbone_weights=vgg16_notop.weights.h5
+
+The datasets hold the same videos, each converted with another --sampling. The features of all clips are
+computed once and cached beside the records; all rows are trained from them, with the seeds 1 to --seeds.
+These are the rows, by the names that --rows takes:
+
+notebook           the method that vidpipe replaces, on datasets with its own --sampling=head: its head, Adam,
+                   ten epochs with batches of 64, the last tenth of the training videos for validation, the
+                   weights with the lowest validation loss. The videos are listed class by class, so this
+                   tenth belongs to one class
+notebook_shuffled  the same from a shuffled list
+probe              logistic regression on the mean absolute difference of successive frames' features; it has
+                   no seed
+motion             train.py --recipe=frozen
+ensemble_of_1      the same with --ensemble_size=1
+notebook_head      the same with --head=notebook
+random_frames      motion with half of the stored frames, sampled randomly in each epoch (--num_frames)
+temporal_crops     the same runs, evaluated with --temporal_crops=2
+mean_frame         control: the mean of the frames' features alone, without their order
+shuffled_frames    control: the motion head on frames in a meaningless order (by a hash of their features)
+block5, block4     train.py --recipe=fine_tune, initialized from the motion run of the same seed
+block5_flip,       the same with --augment=flip
+block4_flip
+
+The block rows are trained only if --rows names them. They train convolutions, and those with random flips run
+the whole backbone in every epoch: use a GPU.
+
+All rows are trained on train, the epoch is selected on val, and the accuracy is that on test. With
+--cross_validate the test split is not used: train and val together are split into five parts that share no
+group, and each part is predicted by a model that was trained on the other parts, to its last epoch. Each seed
+splits in its own way. Make your decisions with --cross_validate, and use the test split once.
+
+The table has the mean, lowest and highest accuracy over the seeds, the standard deviation (sd), and the
+difference to the better notebook row (without one, to the best motion row). Its 95 % interval is a bootstrap
+over clips, of each clip's mean over the seeds: it covers the choice of the clips, not that of the training
+videos.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from accuracy_data import Data, TableError, check_datasets, folds, read_data
+from accuracy_methods import METHODS
+from vidpipe import command_line
+from vidpipe.config import ConfigError, ModelConfig, check, setting
+
+_MAIN = "Input and output"
+_COMMAND = command_line.Command(__doc__)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig:
+    """Which rows are trained, and on what."""
+
+    data_dir: tuple[str, ...] = setting(
+        help="Datasets made by convert_videos, separated by commas.", group=_MAIN
+    )
+    work_dir: str = setting(
+        help="The runs and table.json are written here. The same command resumes an interrupted table.",
+        group=_MAIN,
+    )
+    backbone_weights: str = setting(
+        ModelConfig.backbone_weights, help="As in train.py: imagenet, none or a file.", group=_MAIN
+    )
+    rows: tuple[str, ...] | None = setting(
+        None, help="Train only these rows, separated by commas, such as motion,probe.", group=_MAIN
+    )
+    seeds: int = setting(5, help="Number of seeds.", group=_MAIN, at_least=2)
+    cross_validate: bool = setting(
+        False, help="Cross-validate within train and val; the test split is not used.", group=_MAIN
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        unknown = sorted(set(self.rows or ()) - set(METHODS))
+        if unknown:
+            raise ConfigError(f"There is no row {unknown[0]}; there are {', '.join(METHODS)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The mean accuracy of a row minus that of another row, the reference, with its 95 % interval."""
+
+    reference: str
+    mean: float
+    ci95: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of the table. Accuracies are fractions.
+
+    Attributes:
+      name: the method and the sampling.
+      clips, seeds: how many.
+      mean, lowest, highest, standard_deviation: of the accuracy, over the seeds.
+      difference: to the row that all others are compared with; None for that row itself.
+    """
+
+    name: str
+    clips: int
+    seeds: int
+    mean: float
+    lowest: float
+    highest: float
+    standard_deviation: float
+    difference: Difference | None = None
+
+
+_read_config = _COMMAND.settings(TableConfig)
+# By (method, sampling): whether each clip was classified correctly, bool [seeds, N].
+Correct = Mapping[tuple[str, str], np.ndarray]
+
+
+def main(arguments: list[str]) -> None:
+    """Flags -> table; logs each run as it is done, then prints the table."""
+    del arguments
+    config = _read_config()
+    command_line.load_tensorflow()
+    with _only_warnings("vidpipe.model", "vidpipe.training"):
+        table = make_table(train_rows(config))
+    path = Path(config.work_dir, "table.json")
+    path.write_text(json.dumps([asdict(row) for row in table], indent=2) + "\n", encoding="utf-8")
+    print_table(table)
+
+
+@contextmanager
+def _only_warnings(*loggers: str) -> Iterator[None]:
+    """Silences what each run would log, such as its epochs, inside the block."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def train_rows(config: TableConfig) -> Correct:
+    """Trains and evaluates all rows on all datasets, with all seeds.
+
+    Raises:
+      TableError: the datasets cannot be compared, or none of the rows can be trained on them.
+    """
+    check_datasets(config.data_dir)
+    correct = {}
+    for data_dir in config.data_dir:
+        data = read_data(data_dir, config.backbone_weights)
+        folder, sampling = Path(config.work_dir, data.key()), data.dataset.clip.sampling
+        for method in methods_for(sampling, config):
+            by_seed = []
+            for seed in range(1, config.seeds + 1):
+                found = correct_clips(
+                    method, data, folder / method / str(seed), seed=seed, cross_validate=config.cross_validate
+                )
+                name = row_name(method, sampling)
+                _log.info("%s, seed %d: %d of %d clips correct", name, seed, found.sum(), len(found))
+                by_seed.append(found)
+            correct[method, sampling] = np.stack(by_seed)
+    if not correct:
+        raise TableError(
+            "None of the rows can be trained: those of the notebook need a dataset with --sampling=head, and "
+            "fine-tuned rows cannot be cross-validated."
+        )
+    return correct
+
+
+def methods_for(sampling: str, config: TableConfig) -> list[str]:
+    """Returns the names of the methods to train on a dataset with this sampling."""
+    return [
+        name
+        for name, method in METHODS.items()
+        if (name in config.rows if config.rows is not None else not method.trains_backbone)
+        and (sampling == "head" or not method.is_notebook)
+        and not (config.cross_validate and method.trains_backbone)
+    ]
+
+
+def correct_clips(method: str, data: Data, folder: Path, *, seed: int, cross_validate: bool) -> np.ndarray:
+    """Returns whether each clip is classified correctly, bool [N].
+
+    The result is written to the folder, and read from there in later calls.
+    """
+    path = folder / ("cross_validated.npy" if cross_validate else "tested.npy")
+    if not path.exists():
+        fit = METHODS[method].fit
+        if cross_validate:
+            label = data.train_and_val()[0].label
+            predicted = np.empty_like(label)
+            for number, (indices, fold) in enumerate(folds(data, seed)):
+                predicted[indices] = fit(fold, seed, folder / f"fold{number}").argmax(axis=1)
+        else:
+            label = data.tables["test"].label
+            predicted = fit(data, seed, folder / "run").argmax(axis=1)
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(path, predicted == label)
+    return np.load(path)
+
+
+def row_name(method: str, sampling: str) -> str:
+    """Returns the name of a row, as the table shows it."""
+    return f"{METHODS[method].label}, {sampling}"
+
+
+def make_table(correct: Correct) -> list[Row]:
+    """Makes the rows of the table."""
+    from vidpipe.evaluation.significance import bootstrap_interval
+
+    references = [key for key in correct if METHODS[key[0]].is_notebook]
+    references = references or [key for key in correct if key[0] == "motion"]
+    reference = max(references, key=lambda key: float(correct[key].mean()), default=None)
+    table = []
+    for key, of_seeds in correct.items():
+        by_seed = of_seeds.mean(axis=1)
+        difference = None
+        if reference is not None and key != reference:
+            own, other = of_seeds.mean(axis=0), correct[reference].mean(axis=0)
+            difference = Difference(
+                reference=row_name(*reference),
+                mean=float((own - other).mean()),
+                ci95=bootstrap_interval(own, other),
+            )
+        row = Row(
+            name=row_name(*key),
+            clips=of_seeds.shape[1],
+            seeds=len(of_seeds),
+            mean=float(by_seed.mean()),
+            lowest=float(by_seed.min()),
+            highest=float(by_seed.max()),
+            standard_deviation=float(by_seed.std(ddof=1)),
+            difference=difference,
+        )
+        table.append(row)
+    return table
+
+
+def print_table(table: list[Row]) -> None:
+    """Prints the table, in percent."""
+    width = max(30, *(len(row.name) for row in table))
+    differences = [row.difference for row in table if row.difference is not None]
+    columns = f"{'mean':>6} {'lowest':>7} {'highest':>8} {'sd':>5}"
+    heading = "   difference (95 % interval)" if differences else ""
+    print(f"{'accuracy in percent':{width}} {columns}{heading}")
+    for row in table:
+        numbers = f"{100 * row.mean:6.1f} {100 * row.lowest:7.1f} {100 * row.highest:8.1f}"
+        line = f"{row.name:{width}} {numbers} {100 * row.standard_deviation:5.1f}"
+        if row.difference is not None:
+            low, high = (100 * bound for bound in row.difference.ci95)
+            line += f"   {100 * row.difference.mean:+.1f} ({low:+.1f} to {high:+.1f})"
+        print(line)
+    compared = f" Differences are to: {differences[0].reference}." if differences else ""
+    print(f"{table[0].seeds} seeds, {table[0].clips} clips.{compared}")
+
+
+def run(argv: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    return _COMMAND.run(main, argv)
+
+
+if __name__ == "__main__":
+    command_line.leave(run(sys.argv))

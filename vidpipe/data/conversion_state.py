@@ -1,0 +1,117 @@
+"""The state of a conversion, in the folder `.conversion/` of the dataset.
+
+It holds the settings and, for each finished shard, the outcome of each of its videos. It is kept after the
+commit, so that the same command can repair the dataset later.
+"""
+
+import dataclasses
+import hashlib
+import json
+import posixpath
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from filelock import FileLock
+
+from vidpipe.data.conversion_plan import ShardPlan
+from vidpipe.data.manifest import VideoRow
+from vidpipe.data.shards import ShardInfo
+from vidpipe.data.skip_reason import SkipReason
+from vidpipe.storage import files, remote
+
+STATE_DIR = ".conversion"
+_SETTINGS = "plan"
+
+# Size of a source file in bytes and its modification time in ns; None if there is no file.
+SourceState = list[int] | None
+
+
+def address_of(output_dir: str, name: str) -> str:
+    """Returns the address of a file in the state folder."""
+    return posixpath.join(output_dir, STATE_DIR, name)
+
+
+def lock(output_dir: str) -> FileLock:
+    """Makes the lock that allows one conversion of this folder at a time.
+
+    The lock of a remote folder is valid on this machine only. Two machines that convert to the same remote
+    folder do the work twice, but write the same bytes.
+    """
+    if remote.is_remote(output_dir):
+        name = hashlib.sha256(output_dir.encode()).hexdigest()[:16]
+        return FileLock(Path(tempfile.gettempdir()) / f"vidpipe-{name}.lock", timeout=0)
+    return FileLock(Path(output_dir) / STATE_DIR / "lock", timeout=0)
+
+
+def write_settings(output_dir: str, settings: dict[str, Any]) -> None:
+    """Writes the settings of the conversion."""
+    files.write_text(address_of(output_dir, f"{_SETTINGS}.json"), json.dumps(settings, indent=2) + "\n")
+
+
+def read_settings(output_dir: str) -> dict[str, Any] | None:
+    """Reads the settings of an earlier conversion; None if there are none or they cannot be read."""
+    try:
+        return json.loads(files.read_text(address_of(output_dir, f"{_SETTINGS}.json")))
+    except (tf.errors.NotFoundError, ValueError):
+        return None
+
+
+def write_shard_state(output_dir: str, shard: ShardInfo, videos: list[dict[str, Any]]) -> None:
+    """Marks a shard as finished.
+
+    Args:
+      output_dir: address of the dataset.
+      shard: the shard that was written.
+      videos: for each of its videos the row of videos.csv, and the `source_state` of the file under "source".
+    """
+    text = json.dumps({"shard": dataclasses.asdict(shard), "videos": videos}) + "\n"
+    files.write_text(address_of(output_dir, f"{shard.name}.json"), text)
+
+
+def read_shard_state(output_dir: str, plan: ShardPlan) -> tuple[ShardInfo, list[dict[str, Any]]]:
+    """Reads the ShardInfo and the rows that `write_shard_state` wrote.
+
+    Raises:
+      tf.errors.NotFoundError: the shard is not finished.
+      ValueError, KeyError, TypeError: the file is corrupt.
+    """
+    state = json.loads(files.read_text(address_of(output_dir, f"{plan.name}.json")))
+    return ShardInfo(**state["shard"]), state["videos"]
+
+
+def source_state(video_dir: str, row: VideoRow) -> SourceState:
+    """Returns the state of a video file, from which a later run detects that the file has changed."""
+    try:
+        stat = (Path(video_dir) / row.path).stat() if row.path else None
+    except OSError:
+        stat = None
+    return [stat.st_size, stat.st_mtime_ns] if stat else None
+
+
+def is_finished(output_dir: str, video_dir: str, plan: ShardPlan) -> bool:
+    """Whether an earlier run wrote this shard, it is valid, and its source files have not changed.
+
+    A shard is not finished if one of its videos was skipped for a transient reason, or for a reason that this
+    version does not know.
+    """
+    try:
+        info, videos = read_shard_state(output_dir, plan)
+        for row, video in zip(plan.rows, videos, strict=True):
+            if video["video_id"] != row.video_id or video["source"] != source_state(video_dir, row):
+                return False
+            if video["status"] != "ok" and SkipReason(video["reason"]).is_transient:
+                return False
+        address = posixpath.join(output_dir, plan.name)
+        return files.size_of(address) == info.bytes and files.sha256_of(address) == info.sha256
+    except (tf.errors.NotFoundError, ValueError, KeyError, TypeError):
+        return False
+
+
+def delete_temporary_files(output_dir: str) -> None:
+    """Deletes incomplete files of a killed conversion; a remote folder never contains any."""
+    if not remote.is_remote(output_dir):
+        for pattern in ("*.tmp", f"{STATE_DIR}/*.tmp"):
+            for path in Path(output_dir).glob(pattern):
+                path.unlink()

@@ -1,0 +1,332 @@
+"""Converts videos to shards: a pool of processes decodes, this process writes.
+
+dataset_info.json is written last, so an interrupted conversion is not mistaken for a dataset.
+"""
+
+import dataclasses
+import functools
+import itertools
+import logging
+import os
+import posixpath
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from filelock import Timeout
+
+from vidpipe.config import SPLITS, ClipConfig, ConversionConfig, differences, fingerprint
+from vidpipe.data import conversion_state, shards, video
+from vidpipe.data.conversion_plan import ShardPlan, dataset_settings, plan_conversion
+from vidpipe.data.conversion_state import SourceState
+from vidpipe.data.manifest import VideoRow, class_names, read_manifest
+from vidpipe.data.process_pool import ReaderPool, Result
+from vidpipe.data.records import SCHEMA_VERSION, encode_clip
+from vidpipe.data.skip_reason import Failure, SkipReason
+from vidpipe.errors import VidpipeError, first_line
+from vidpipe.progress import Progress
+from vidpipe.storage import files, remote
+
+ReadEncodedClip = Callable[[str, ClipConfig, str, int], video.EncodedClip]
+MakeShards = Callable[["Sequence[ShardPlan]", ConversionConfig, Sequence[str], ReadEncodedClip], None]
+
+_NOT_FOUND = Failure(SkipReason.NOT_FOUND, "not found under video_dir")
+_log = logging.getLogger(__name__)
+
+
+class ConversionError(VidpipeError):
+    """A conversion cannot start, resume or be committed. Finished shards are kept."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A video without a clip in the dataset."""
+
+    video_id: str
+    reason: SkipReason
+    message: str
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """The outcome of a conversion.
+
+    Attributes:
+      written: number of clips in the dataset.
+      skipped: the videos without a clip.
+      shards_kept: number of shards that an earlier run had finished.
+      shards_made: number of shards that this run wrote.
+    """
+
+    written: int
+    skipped: list[Skipped]
+    shards_kept: int
+    shards_made: int
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A video to read, and the state of its file before it is read.
+
+    If the file is still being copied, its state changes, and the next run reads it again.
+    """
+
+    row: VideoRow
+    source: SourceState
+
+
+_Result = Result[_Request, video.EncodedClip]
+
+
+def convert(
+    config: ConversionConfig,
+    *,
+    read: ReadEncodedClip = video.read_encoded_clip,
+    make_shards: MakeShards | None = None,
+) -> ConversionReport:
+    """Converts the listed videos into a dataset in `config.output_dir`; resumes an interrupted conversion.
+
+    Args:
+      config: the conversion.
+      read: called in a decoding process for each video; importable by name, since processes are spawned.
+      make_shards: writes the missing shards; None for `make_shards_here`.
+
+    Raises:
+      ConversionError: the folder holds another dataset or is in use, it cannot be written, or more than
+        `config.max_skipped` of the videos had to be skipped.
+      ManifestError: the list of videos is invalid.
+    """
+    rows = read_manifest(config.manifest)
+    _check_missing(rows, config)
+    classes = class_names(rows)
+    settings = dataset_settings(config, rows, classes)
+    output_dir = config.output_dir
+    remote.connect(output_dir)
+    try:
+        _check_same_dataset(output_dir, settings)
+        if not remote.is_remote(output_dir):
+            (Path(output_dir) / conversion_state.STATE_DIR).mkdir(parents=True, exist_ok=True)
+        with conversion_state.lock(output_dir):
+            return _convert_locked(config, rows, classes, settings, read, make_shards or make_shards_here)
+    except Timeout:
+        raise ConversionError(
+            f"Another conversion is writing to {output_dir}. Wait for it, or choose another output_dir."
+        ) from None
+    except (OSError, tf.errors.OpError) as error:
+        raise ConversionError(
+            f"Cannot write to {output_dir}: {first_line(error)}. Finished shards are kept; free disk space "
+            "or change the permissions, and run the same command again."
+        ) from error
+
+
+def make_shards_here(
+    plans: Sequence[ShardPlan],
+    config: ConversionConfig,
+    classes: Sequence[str],
+    read: ReadEncodedClip = video.read_encoded_clip,
+) -> None:
+    """Writes these shards, and the state of each, with a pool of decoding processes on this machine.
+
+    Args:
+      plans: the shards; any subset of a conversion's shards.
+      config: the conversion.
+      classes: ordered; a label is an index into it.
+      read: as in `convert`.
+    """
+    total = sum(len(plan.rows) for plan in plans)
+    pool = ReaderPool(
+        num_workers=config.num_workers or os.cpu_count() or 1,
+        timeout_sec=config.timeout_sec,
+        memory_mb=config.worker_memory_mb,
+    )
+    with pool, Progress("Converting", total, "videos") as progress:
+        results = _counted(_read_in_order(pool, plans, config, read), progress)
+        for plan in plans:
+            _write_shard(plan, itertools.islice(results, len(plan.rows)), config, classes)
+
+
+def _convert_locked(
+    config: ConversionConfig,
+    rows: Sequence[VideoRow],
+    classes: Sequence[str],
+    settings: dict[str, Any],
+    read: ReadEncodedClip,
+    make_shards: MakeShards,
+) -> ConversionReport:
+    output_dir, video_dir = config.output_dir, config.manifest.video_dir
+    conversion_state.delete_temporary_files(output_dir)
+    conversion_state.write_settings(output_dir, settings)
+    plans = plan_conversion(rows, config)
+    every_plan = [plan for split in SPLITS for plan in plans[split]]
+    # In parallel: each finished shard is read completely, and a remote file system is mostly waiting.
+    with ThreadPoolExecutor() as threads:
+        check = functools.partial(conversion_state.is_finished, output_dir, video_dir)
+        finished = list(threads.map(check, every_plan))
+    missing = [plan for plan, is_finished in zip(every_plan, finished, strict=True) if not is_finished]
+    num_kept = len(every_plan) - len(missing)
+    if num_kept:
+        _log.info("%d of %d shards are already finished.", num_kept, len(every_plan))
+    if missing:
+        # The folder is not a dataset until this file is written again.
+        files.delete(posixpath.join(output_dir, shards.INFO_NAME))
+        make_shards(missing, config, classes, read)
+    return _commit(config, plans, classes, settings, num_kept)
+
+
+def _read_in_order(
+    pool: ReaderPool, plans: Sequence[ShardPlan], config: ConversionConfig, read: ReadEncodedClip
+) -> Iterator[_Result]:
+    """Yields the result of every planned video, in order."""
+    video_dir = Path(config.manifest.video_dir)
+    rows = [row for plan in plans for row in plan.rows]
+
+    def requests() -> Iterator[_Request]:
+        for row in rows:
+            if row.path:
+                yield _Request(row, conversion_state.source_state(str(video_dir), row))
+
+    def arguments(request: _Request) -> tuple[str, ClipConfig, str, int]:
+        path = str(video_dir / request.row.path)
+        return path, config.clip, config.encoding, config.jpeg_quality
+
+    results = pool.read_in_order(read, requests(), arguments)
+    for row in rows:
+        yield next(results) if row.path else Result(_Request(row, None), failure=_NOT_FOUND)
+
+
+def _counted(results: Iterable[_Result], progress: Progress) -> Iterator[_Result]:
+    skipped = 0
+    for result in results:
+        skipped += result.failure is not None
+        progress.advance(note=f"{skipped} skipped")
+        yield result
+
+
+def _write_shard(
+    plan: ShardPlan, results: Iterable[_Result], config: ConversionConfig, classes: Sequence[str]
+) -> None:
+    """Writes one shard from the results of its videos, in order, and then its state."""
+    videos: list[dict[str, Any]] = []
+
+    def examples() -> Iterator[bytes]:
+        position = 0
+        for result in results:
+            videos.append(_video_row(result, plan.name, position))
+            row, clip = result.request.row, result.value
+            if result.failure is not None:
+                _log.warning("Skipped %s: %s", row.video_id, result.failure.message)
+            if clip is not None:
+                yield encode_clip(
+                    clip.encoded_frames,
+                    frame_indices=clip.frame_indices,
+                    label=classes.index(row.label_name),
+                    label_name=row.label_name,
+                    video_id=row.video_id,
+                    encoding=config.encoding,
+                    height=clip.height,
+                    width=clip.width,
+                )
+                position += 1
+
+    info = shards.write_shard(posixpath.join(config.output_dir, plan.name), examples())
+    conversion_state.write_shard_state(config.output_dir, info, videos)
+
+
+def _video_row(result: _Result, shard: str, position: int) -> dict[str, Any]:
+    """Makes the row of videos.csv, and adds the state of the video file as `source`."""
+    row = result.request.row
+    common = {
+        "video_id": row.video_id, "split": row.split, "label": row.label_name, "group": row.group,
+        "source": result.request.source,
+    }  # fmt: skip
+    if result.failure is not None:
+        failure = {"reason": result.failure.reason.value, "message": result.failure.message}
+        return common | {"status": "skipped"} | failure
+    assert result.value is not None
+    return (
+        common
+        | {"status": "ok", "shard": shard, "position": position}
+        | {"frames_kept": len(result.value.encoded_frames)}
+        | dataclasses.asdict(result.value.info)
+    )
+
+
+def _commit(
+    config: ConversionConfig,
+    plans: dict[str, list[ShardPlan]],
+    classes: Sequence[str],
+    settings: dict[str, Any],
+    num_kept: int,
+) -> ConversionReport:
+    """Writes videos.csv from the shards' states, checks max_skipped, and commits the dataset."""
+    output_dir = config.output_dir
+    written, skipped = 0, []
+    splits: dict[str, tuple[shards.ShardInfo, ...]] = {}
+    table = posixpath.join(output_dir, shards.VIDEOS_NAME)
+    with files.staged_csv(table, shards.VIDEO_COLUMNS) as writer:
+        for split in SPLITS:
+            shard_infos = []
+            for plan in plans[split]:
+                shard_info, videos = conversion_state.read_shard_state(output_dir, plan)
+                shard_infos.append(shard_info)
+                written += shard_info.clips
+                for row in videos:
+                    writer.writerow(row)
+                    if row["status"] != "ok":
+                        skipped.append(Skipped(row["video_id"], SkipReason(row["reason"]), row["message"]))
+            splits[split] = tuple(shard_infos)
+    total = written + len(skipped)
+    if len(skipped) > config.max_skipped * total or written == 0:
+        counts = Counter(each.message for each in skipped).most_common(3)
+        messages = "; ".join(f"{count} x {message}" for message, count in counts)
+        raise ConversionError(
+            f"{len(skipped)} of {total} videos were skipped ({messages}); max_skipped={config.max_skipped:g} "
+            f"allows {int(config.max_skipped * total)}. They are listed in {table}. Repair or remove them, "
+            "or raise max_skipped, and run the same command again: finished shards are kept."
+        )
+    info = shards.DatasetInfo(
+        schema_version=SCHEMA_VERSION,
+        classes=tuple(classes),
+        clip=config.clip,
+        encoding=config.encoding,
+        splits=splits,
+        fingerprint=fingerprint(settings),
+        settings=settings,
+        videos_sha256=files.sha256_of(table),
+    )
+    shards.write_info(output_dir, info)
+    return ConversionReport(written, skipped, num_kept, sum(map(len, plans.values())) - num_kept)
+
+
+def _check_missing(rows: Sequence[VideoRow], config: ConversionConfig) -> None:
+    """Fails before the work when too many listed videos do not exist."""
+    missing = [row.video_id for row in rows if not row.path]
+    if len(missing) > config.max_skipped * len(rows):
+        raise ConversionError(
+            f"{len(missing)} of {len(rows)} listed videos are not under {config.manifest.video_dir}, such as "
+            f"{missing[0]}. Correct video_dir, choose classes, or raise max_skipped={config.max_skipped:g}."
+        )
+
+
+def _check_same_dataset(output_dir: str, settings: dict[str, Any]) -> None:
+    """Rejects a folder that holds a dataset with other settings, or shards that vidpipe did not write."""
+    if not tf.io.gfile.isdir(output_dir):
+        return
+    earlier = conversion_state.read_settings(output_dir)
+    if earlier is None:
+        found = shards.shard_names_in(output_dir)
+        if found:
+            raise ConversionError(
+                f"{output_dir} holds {found[0]}, which vidpipe did not write. Choose another output_dir."
+            )
+        return
+    changed = differences(earlier, settings)
+    if changed:
+        raise ConversionError(
+            f"{output_dir} holds a dataset with other settings ({'; '.join(changed)}). "
+            "Choose another output_dir, or delete that one."
+        )

@@ -1,0 +1,215 @@
+"""Reads videos in separate processes, so that a crash, a hang or a lack of memory affects one video only.
+
+The processes are spawned, not forked: OpenCV is not fork-safe. The functions that they call must be
+importable by name, from modules that do not import TensorFlow.
+"""
+
+import contextlib
+import multiprocessing
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from pebble import ProcessExpired, ProcessPool
+
+from vidpipe.data import video
+from vidpipe.data.skip_reason import Failure, SkipReason
+
+# Videos in progress per process: enough that a slow video does not stop the others; bounds our own memory.
+_IN_FLIGHT_PER_PROCESS = 4
+
+_Request = TypeVar("_Request")
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True)
+class Result(Generic[_Request, _Value]):
+    """The outcome of a request.
+
+    Attributes:
+      request: the request itself.
+      value: the return value of the function; None if it failed.
+      failure: why it failed; None if it succeeded.
+    """
+
+    request: _Request
+    value: _Value | None = None
+    failure: Failure | None = None
+
+
+class ReaderPool:
+    """A pool of processes that read videos; a context manager that starts and ends them.
+
+    Args:
+      num_workers: number of processes.
+      timeout_sec: time limit of a video in seconds.
+      memory_mb: memory limit of a process in MiB.
+    """
+
+    def __init__(self, *, num_workers: int, timeout_sec: float, memory_mb: int) -> None:
+        self._num_workers, self._timeout_sec, self._memory_mb = num_workers, timeout_sec, memory_mb
+        self._pool = self._new_pool()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "ReaderPool":
+        _ = self._pool.active  # makes pebble start the processes now instead of at the first video
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is None:
+            self._pool.close()
+        else:
+            self._pool.stop()
+        self._pool.join()
+
+    def read(self, function: Callable[..., _Value], *arguments: Any) -> Result[Sequence[Any], _Value]:
+        """Calls `function(*arguments)` in one of the processes and waits for it, without a second attempt.
+
+        VideoReadError, OSError, MemoryError, a crash and a timeout become a failure. Other errors are raised.
+        """
+        return self._result(arguments, self._start(function, arguments))
+
+    def read_in_order(
+        self,
+        function: Callable[..., _Value],
+        requests: Iterable[_Request],
+        arguments: Callable[[_Request], Sequence[Any]],
+    ) -> Iterator[Result[_Request, _Value]]:
+        """Yields a result per request, in order, with a bounded number of requests in progress.
+
+        A request that fails for a transient reason gets a second attempt.
+
+        Args:
+          function: called in a process for each request.
+          requests: any values.
+          arguments: maps a request to the arguments of `function`.
+        """
+
+        def finish(request: _Request, future: Future) -> Result[_Request, _Value]:
+            first: Result[_Request, _Value] = self._result(request, future)
+            if first.failure is not None and first.failure.reason.is_transient:
+                return self._result(request, self._start(function, arguments(request)))
+            return first
+
+        in_flight: deque[tuple[_Request, Future]] = deque()
+        for request in requests:
+            in_flight.append((request, self._start(function, arguments(request))))
+            if len(in_flight) >= _IN_FLIGHT_PER_PROCESS * self._num_workers:
+                yield finish(*in_flight.popleft())
+        while in_flight:
+            yield finish(*in_flight.popleft())
+
+    def _new_pool(self) -> ProcessPool:
+        return ProcessPool(
+            self._num_workers,
+            context=multiprocessing.get_context("spawn"),
+            initializer=video.limit_memory,
+            initargs=[self._memory_mb],
+        )
+
+    def _start(self, function: Callable[..., Any], arguments: Sequence[Any]) -> Future:
+        with self._lock:
+            if not self._pool.active:
+                # Pebble stops the whole pool if an idle process is killed, for example when memory runs out.
+                self._pool.stop()
+                self._pool.join()
+                self._pool = self._new_pool()
+            return self._pool.schedule(function, arguments, timeout=self._timeout_sec)
+
+    def _result(self, request: _Request, future: Future) -> Result[_Request, Any]:
+        try:
+            return Result(request, value=future.result())
+        except FutureTimeoutError:
+            failure = _timed_out(self._timeout_sec)
+        except ProcessExpired as error:
+            failure = _crashed(error.exitcode)
+        except BrokenProcessPool:
+            failure = _crashed(None)
+        except (video.VideoReadError, OSError, MemoryError) as error:
+            failure = _failure(error)
+        return Result(request, failure=failure)
+
+
+def stream(
+    function: Callable[..., Iterator[_Value]],
+    arguments: Sequence[Any],
+    *,
+    timeout_sec: float,
+    memory_mb: int,
+) -> Iterator[_Value | Failure]:
+    """Runs the generator `function(*arguments)` in a separate process and yields its values.
+
+    The process is at most one value ahead of the consumer, plus what the pipe buffers.
+
+    Args:
+      function: reads a video value by value.
+      arguments: arguments of `function`.
+      timeout_sec: time limit of each value in seconds.
+      memory_mb: memory limit of the process in MiB.
+
+    Yields:
+      The values, and finally a Failure if the process did not reach the end.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_all, args=(sender, memory_mb, function, arguments), daemon=True)
+    process.start()
+    sender.close()  # the process has its own copy; while ours is open, its death would not be noticed
+    try:
+        while receiver.poll(timeout_sec):
+            message = receiver.recv()
+            if message is None:
+                return
+            yield message
+        yield _timed_out(timeout_sec)
+    except (EOFError, OSError):  # the pipe was closed, perhaps in the middle of a value
+        process.join()
+        yield _crashed(process.exitcode)
+    finally:
+        process.kill()
+        process.join()
+        receiver.close()
+
+
+def _send_all(
+    sender: Connection, memory_mb: int, function: Callable[..., Iterator[Any]], arguments: Sequence[Any]
+) -> None:
+    """Runs in the process: sends the values, a Failure if there is one, and finally None."""
+    video.limit_memory(memory_mb)
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):  # the consumer has ended
+        try:
+            for value in function(*arguments):
+                sender.send(value)
+        except (video.VideoReadError, OSError, MemoryError) as error:
+            sender.send(_failure(error))
+        sender.send(None)
+
+
+def _failure(error: video.VideoReadError | OSError | MemoryError) -> Failure:
+    if isinstance(error, video.VideoReadError):
+        return error.failure
+    if isinstance(error, OSError):
+        return Failure(SkipReason.CANNOT_OPEN, f"cannot be read: {error.strerror}")
+    return video.OUT_OF_MEMORY
+
+
+def _timed_out(timeout_sec: float) -> Failure:
+    return Failure(SkipReason.TIMED_OUT, f"timed out after {timeout_sec:g} s")
+
+
+def _crashed(exit_code: int | None) -> Failure:
+    """Makes the failure of a process that died; `exit_code` is None if it is unknown."""
+    code = f" (exit code {exit_code})" if exit_code is not None else ""
+    return Failure(SkipReason.CRASHED, f"crashed the decoder{code}")

@@ -1,0 +1,192 @@
+"""The files of a dataset folder (shards, dataset_info.json, videos.csv), and checks that read no records.
+
+TFRecord's own checksums do not detect a file that was cut at the end of a record or a few bytes after it. The
+counts, sizes and digests in dataset_info.json do.
+"""
+
+import csv
+import json
+import posixpath
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from vidpipe.config import SPLITS, ClipConfig, from_dict
+from vidpipe.data.records import SCHEMA_VERSION
+from vidpipe.errors import VidpipeError, first_line
+from vidpipe.storage import files, remote
+from vidpipe.storage.remote import Address
+
+INFO_NAME = "dataset_info.json"
+VIDEOS_NAME = "videos.csv"
+VIDEO_COLUMNS = (
+    "video_id", "split", "label", "group", "status", "reason", "message", "shard", "position",
+    "frames_claimed", "frames_decoded", "read_to_end", "frames_kept", "fps", "height", "width",
+)  # fmt: skip
+
+
+class ShardError(VidpipeError):
+    """A dataset folder is incomplete, corrupt or of another schema version."""
+
+
+class UnreachableError(ShardError):
+    """The dataset's address does not answer: there is no such folder, or its server is down."""
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One shard file: its name in the folder, its number of clips (records), size in bytes and sha256."""
+
+    name: str
+    clips: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """The content of dataset_info.json.
+
+    Attributes:
+      schema_version: of the records.
+      classes: ordered; a label is an index into it.
+      clip: how videos became clips.
+      encoding: encoding of the frames: jpeg, png or raw.
+      splits: the shards of each split, in order; empty for a split without videos.
+      fingerprint: sha256 of `settings`.
+      settings: everything that decides the bytes of the shards.
+      videos_sha256: sha256 of videos.csv.
+    """
+
+    schema_version: int
+    classes: tuple[str, ...]
+    clip: ClipConfig
+    encoding: str
+    splits: dict[str, tuple[ShardInfo, ...]]
+    fingerprint: str
+    settings: dict[str, Any]
+    videos_sha256: str
+
+    def num_clips(self, split: str) -> int:
+        """Returns the number of clips in a split."""
+        return sum(shard.clips for shard in self.splits[split])
+
+
+def shard_name(split: str, index: int, count: int) -> str:
+    """Returns a name such as `train-00003-of-00016.tfrecord`."""
+    return f"{split}-{index:05d}-of-{count:05d}.tfrecord"
+
+
+def write_shard(address: Address, examples: Iterable[bytes]) -> ShardInfo:
+    """Writes a shard; the file appears under its name when it is complete and flushed to the disk.
+
+    Args:
+      address: address of the shard; an older file there is replaced.
+      examples: serialized clips.
+    """
+    clips = 0
+    with files.staged(address) as temporary:
+        with tf.io.TFRecordWriter(str(temporary)) as writer:
+            for example in examples:
+                writer.write(example)
+                clips += 1
+        size, sha256 = temporary.stat().st_size, files.sha256_of(temporary)
+        return ShardInfo(posixpath.basename(address), clips, size, sha256)
+
+
+def shard_names_in(data_dir: Address) -> list[str]:
+    """Lists the names of the files in a folder that look like shards, sorted."""
+    return sorted(name for name in tf.io.gfile.listdir(data_dir) if ".tfrecord" in Path(name).suffixes)
+
+
+def write_info(data_dir: Address, info: DatasetInfo) -> None:
+    """Commits a dataset: dataset_info.json is written last, and a folder without it is not a dataset."""
+    files.write_text(posixpath.join(data_dir, INFO_NAME), json.dumps(asdict(info), indent=2) + "\n")
+
+
+def read_info(data_dir: Address) -> DatasetInfo:
+    """Reads dataset_info.json.
+
+    Raises:
+      UnreachableError: there is no such folder, or its server does not answer.
+      ShardError: the folder is not a finished dataset, or has a schema that this version cannot read.
+      RemoteError: this installation cannot reach the address.
+    """
+    remote.connect(data_dir)
+    address = posixpath.join(data_dir, INFO_NAME)
+    try:
+        values = json.loads(files.read_text(address))
+        version = values["schema_version"]
+    except tf.errors.NotFoundError:
+        if not tf.io.gfile.isdir(data_dir):
+            or_wrong = ", or credentials or endpoint are wrong" if remote.is_remote(data_dir) else ""
+            raise UnreachableError(f"There is no folder {data_dir}{or_wrong}.") from None
+        raise ShardError(
+            f"{data_dir} has no {INFO_NAME}, so it is not a finished dataset. If its conversion was "
+            "interrupted, run the same tools/convert_videos.py command again."
+        ) from None
+    except tf.errors.OpError as error:
+        raise UnreachableError(f"Cannot read {address}: {first_line(error)}.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ShardError(f"{address} is corrupt ({error!r}). Convert the videos again.") from None
+    if version != SCHEMA_VERSION:
+        raise ShardError(
+            f"{address} has schema version {version}; this vidpipe reads version {SCHEMA_VERSION}. "
+            "Convert the videos again, or use the version of vidpipe that wrote it."
+        )
+    try:
+        values["clip"] = from_dict(ClipConfig, values["clip"])
+        values["classes"] = tuple(values["classes"])
+        values["splits"] = {
+            split: tuple(ShardInfo(**shard) for shard in shards) for split, shards in values["splits"].items()
+        }
+        info = DatasetInfo(**values)
+    except (KeyError, TypeError, AttributeError, VidpipeError) as error:
+        raise ShardError(f"{address} is corrupt ({error!r}). Convert the videos again.") from None
+    if set(info.splits) != set(SPLITS):
+        raise ShardError(f"{address} is corrupt: its splits are {', '.join(info.splits)}.")
+    return info
+
+
+def shard_paths(data_dir: Address, info: DatasetInfo, split: str) -> list[str]:
+    """Lists the paths of a split's shards, in order, after checking that each exists and has its size.
+
+    Raises:
+      ShardError: a shard is missing or has another size, or the split has no clips.
+    """
+    if info.num_clips(split) == 0:
+        raise ShardError(f"{data_dir} has no {split} clips.")
+    paths = []
+    for shard in info.splits[split]:
+        path = posixpath.join(data_dir, shard.name)
+        found = files.size_of(path)
+        if found != shard.bytes:
+            state = "is missing" if found is None else f"has {found} bytes"
+            raise ShardError(
+                f"{path} {state}; {INFO_NAME} says {shard.bytes} bytes, {shard.clips} clips. "
+                "Run tools/inspect_shards.py --verify to list all problems, and the same "
+                "tools/convert_videos.py command again to repair the dataset."
+            )
+        paths.append(path)
+    return paths
+
+
+def read_videos(data_dir: Address) -> Iterator[dict[str, str]]:
+    """Yields the rows of videos.csv, one per source video, in the order of the shards.
+
+    Datasets of earlier versions have no column `message`, and a sentence in `reason`.
+    """
+    path = posixpath.join(data_dir, VIDEOS_NAME)
+    try:
+        with tf.io.gfile.GFile(path) as file:
+            yield from csv.DictReader(file)
+    except tf.errors.NotFoundError:
+        raise ShardError(f"{path} is missing. Convert the videos again.") from None
+
+
+def clip_rows(data_dir: Address, split: str) -> list[dict[str, str]]:
+    """Lists the rows of videos.csv that became clips of `split`, in the order of its records."""
+    return [row for row in read_videos(data_dir) if row["split"] == split and row["status"] == "ok"]

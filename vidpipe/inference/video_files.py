@@ -1,0 +1,58 @@
+"""Finds the videos that files, folders and patterns of a command line name."""
+
+import glob
+import itertools
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from vidpipe.data.manifest import VIDEO_SUFFIXES
+
+
+def find_videos(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """Finds the videos that files, folders and patterns name.
+
+    A file is taken whatever its suffix. A folder, or a pattern such as `clips/**/cam1*`, gives its files with
+    the suffix of a video, sorted. Hidden files are left out. Each video comes once.
+
+    Returns:
+      The paths, in the order of the arguments; and for each argument without a video, why.
+    """
+    found: dict[str, None] = {}
+    unmatched: dict[str, str] = {}
+    for argument in arguments:
+        if Path(argument).is_file():
+            found[argument] = None
+            continue
+        is_folder = Path(argument).is_dir()
+        pattern = os.path.join(glob.escape(argument), "**") if is_folder else argument  # noqa: PTH118
+        matches = glob.glob(pattern, recursive=True)  # noqa: PTH207
+        videos = sorted(path for path in matches if _is_video(Path(path)))
+        if videos:
+            found |= dict.fromkeys(videos)
+        elif is_folder:
+            unmatched[argument] = "no video in this folder"
+        else:
+            unmatched[argument] = "matches no video" if glob.has_magic(argument) else "no such file"
+    return list(found), unmatched
+
+
+def unique_names(paths: Iterable[str]) -> list[str]:
+    """Returns a unique file name without suffix for each video.
+
+    It is the video's own name; if that is taken, with the name of its folder before it or a number after it.
+
+    >>> unique_names(["a/x.avi", "b/x.avi", "b/x.mp4", "y.avi"])
+    ['x', 'b_x', 'x_2', 'y']
+    """
+    names: dict[str, None] = {}
+    for path in map(Path, paths):
+        with_folder = [f"{path.parent.name}_{path.stem}"] if path.parent.name else []
+        numbered = (f"{path.stem}_{number}" for number in itertools.count(2))
+        choices = itertools.chain([path.stem], with_folder, numbered)
+        names[next(name for name in choices if name not in names)] = None
+    return list(names)
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()

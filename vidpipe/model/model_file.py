@@ -1,0 +1,126 @@
+"""model.keras: a Keras model file that also contains the class names and the clip settings.
+
+The file is a zip archive. Keras ignores the additional entry METADATA_NAME, so plain Keras loads the file
+too.
+"""
+
+import json
+import re
+import zipfile
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+import keras
+
+from vidpipe.config import ClipConfig, ClipSpec, from_dict
+from vidpipe.errors import VidpipeError
+from vidpipe.model.fused import FusedModel
+from vidpipe.model.standardization import refresh_standardization
+from vidpipe.storage.files import commit
+
+METADATA_NAME = "vidpipe.json"
+
+
+class ModelError(VidpipeError):
+    """A model file is missing, corrupt, not written by vidpipe, or does not fit the run."""
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What a model needs besides its weights: the meaning of its outputs and inputs.
+
+    Attributes:
+      classes: ordered class names; output i is the logit of classes[i].
+      clip: how a video becomes a stored clip.
+      num_frames: frames that the model takes from a stored clip, evenly spread (T).
+    """
+
+    classes: tuple[str, ...]
+    clip: ClipConfig
+    num_frames: int
+
+    @property
+    def spec(self) -> ClipSpec:
+        """The shape of the clips that the model takes."""
+        return self.clip.spec(self.num_frames)
+
+    def to_json(self) -> str:
+        """Formats the metadata as stored in model.keras and in exported models."""
+        return json.dumps(asdict(self), indent=2)
+
+
+def save_model(model: keras.Model, metadata: ModelMetadata, path: Path) -> None:
+    """Writes a `.keras` file with its metadata; an old file is replaced when the new one is complete."""
+    temporary = path.with_name(f"{path.stem}.tmp.keras")
+    model.save(temporary)
+    with zipfile.ZipFile(temporary, "a") as archive:
+        archive.writestr(METADATA_NAME, metadata.to_json())
+    commit(temporary, path)
+
+
+def load_model(path: Path) -> tuple[keras.Model, ModelMetadata]:
+    """Reads a file that `save_model` wrote.
+
+    Raises:
+      ModelError: the file is missing, corrupt, or not written by vidpipe.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            values = json.loads(archive.read(METADATA_NAME))
+        clip = from_dict(ClipConfig, values["clip"])
+        # Files of version 0.1 contain null for all stored frames.
+        num_frames = clip.resolve_num_frames(values["num_frames"])
+        metadata = ModelMetadata(tuple(values["classes"]), clip, num_frames)
+        return keras.saving.load_model(path, compile=False, safe_mode=True), metadata
+    except FileNotFoundError:
+        raise ModelError(f"There is no trained model {path}. Train one with tools/train.py.") from None
+    except (KeyError, ValueError, TypeError, OSError, zipfile.BadZipFile, VidpipeError) as error:
+        raise ModelError(
+            f"{path} is corrupt or was not written by vidpipe ({error}). Restore the file, or train again."
+        ) from error
+
+
+def load_weights(model: FusedModel, path: Path, classes: tuple[str, ...]) -> None:
+    """Copies all weights of another run's model, including the head's standardization.
+
+    Features of the frozen blocks that were computed before are invalid afterwards.
+
+    Args:
+      model: as built by `build_model`.
+      path: a file that `save_model` wrote.
+      classes: of the dataset, in order.
+
+    Raises:
+      ModelError: see `load_model`; or that model has other classes, another backbone, another head or other
+        shapes. `model` is unchanged then.
+    """
+    source, metadata = load_model(path)
+    if metadata.classes != classes:
+        raise ModelError(
+            f"{path} was trained on the classes {', '.join(metadata.classes)}; this dataset has "
+            f"{', '.join(classes)}."
+        )
+    layers = {
+        name: (source.get_layer(name), model.fused.get_layer(name)) for name in ("backbone", "head", "logits")
+    }
+    for name, both in layers.items():
+        found, expected = ([_describe(weight) for weight in layer.weights] for layer in both)
+        for theirs, ours in zip_longest(found, expected, fillvalue="nothing"):
+            if theirs != ours:
+                raise ModelError(
+                    f"{path} has another {name}: found {theirs}, expected {ours}. Use the model flags of "
+                    "that run (--backbone, --head, --ensemble_size)."
+                )
+    for source_layer, layer in layers.values():
+        layer.set_weights(source_layer.get_weights())
+    refresh_standardization(model.fused)
+
+
+def _describe(weight: keras.Variable) -> str:
+    """Returns the layer, name and shape of a weight, such as "lstm_cell/kernel (1024, 256)".
+
+    Keras numbers unnamed layers per process, and a loaded Sequential omits its own name; both are left out.
+    """
+    path = re.sub(r"_\d+(?=/|$)", "", "/".join(weight.path.split("/")[-2:]))
+    return f"{path} {tuple(weight.shape)}"

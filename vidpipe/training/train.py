@@ -1,0 +1,243 @@
+"""From settings to a run: prepares dataset, model, precision, memory and devices, then runs the loop."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from vidpipe.config import TrainConfig, to_dict
+from vidpipe.data import input_pipeline
+from vidpipe.data.dataset import Dataset, open_dataset
+from vidpipe.errors import first_line
+from vidpipe.model import feature_cache
+from vidpipe.model.fused import FusedModel
+from vidpipe.model.model_file import ModelMetadata, save_model
+from vidpipe.storage import files, remote
+from vidpipe.training import distribution
+from vidpipe.training.batch_size import StepMemory, resolve_batch_size
+from vidpipe.training.batches import (
+    FORWARD_CLIPS,
+    Batches,
+    feature_batches,
+    frame_batches,
+    without_fillers,
+)
+from vidpipe.training.epoch_steps import EpochSteps
+from vidpipe.training.loop import Loop
+from vidpipe.training.precision import dtype_policy, resolve_precision
+from vidpipe.training.run_folder import RunFolder, TrainError
+from vidpipe.training.run_log import SHOWN_CLIPS, RunLog
+from vidpipe.training.step import balanced_class_weights
+from vidpipe.training.stop_signal import StopSignal, stop_signal
+from vidpipe.training.trainee import Trainee, build_trainee
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+      run_dir: where its artifacts are.
+      metrics: the content of metrics.json: `selected_epoch`, `epochs`, and for the selected epoch `loss`,
+        `accuracy`, `val_loss`, `val_accuracy` (None without a validation split) and the rest of history.csv.
+    """
+
+    run_dir: Path
+    metrics: dict[str, Any]
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Trains a model on a committed dataset, or resumes the run in `config.run_dir`.
+
+    Raises:
+      TrainError: the memory is too small, half precision has no GPU, or the loss is non-finite.
+      RunFolderError: the run folder holds a run with other settings.
+      StoppedError: SIGTERM or Ctrl-C came; a checkpoint is written.
+      ShardError, BackboneError, ModelError: the dataset or the weights are invalid.
+      ShardCacheError, FeatureCacheError: copies or features cannot be written.
+      DistributionError: the workers cannot reach each other, or are at different steps.
+    """
+    # First: collectives must be set up before TensorFlow does anything.
+    strategy = distribution.make_strategy(config.strategy)
+    folder = RunFolder(Path(config.run_dir))
+    with open_dataset(config.data_dir, config.cache_dir) as dataset:
+        settings = _run_settings(config, dataset)
+        earlier = folder.earlier_settings(settings)
+        if folder.is_finished:
+            _log.info("%s is finished: it has a metrics.json. Nothing to do.", folder.path)
+            return TrainResult(folder.path, folder.read_metrics())
+        _check_validation_split(config, dataset)
+        for split in dataset.train_splits:
+            dataset.fetch(split)
+        num_frames = dataset.clip.resolve_num_frames(config.num_frames)
+        num_replicas = strategy.num_replicas_in_sync
+        precision = resolve_precision(config.precision, num_replicas=num_replicas)
+        _make_repeatable(config)
+        with strategy.scope(), dtype_policy(precision):
+            trainee, fused = build_trainee(
+                config, dataset, num_frames=num_frames, strategy=strategy, precision=precision
+            )
+        batch_size = _batch_size(config, trainee, earlier or {})
+        batches = _make_batches(config, dataset, trainee, fused, batch_size=batch_size, num_frames=num_frames)
+        _log.info(
+            "%d train, %d val clips of %d classes; %s, batches of %d clips%s.",
+            dataset.num_clips("train"), dataset.num_clips("val"), len(dataset.classes), precision, batch_size,
+            f" on {num_replicas} replicas" if num_replicas > 1 else "",
+        )  # fmt: skip
+        with _named_failures(config, strategy):
+            if distribution.is_chief(strategy):
+                folder.path.mkdir(parents=True, exist_ok=True)
+                folder.write_settings(settings | {"resolved_batch_size": batch_size})
+            with distribution.chief_watched(strategy), stop_signal() as stop:
+                metrics = _run_loop(config, dataset, trainee, batches, num_frames=num_frames, stop=stop)
+                return TrainResult(folder.path, metrics)
+
+
+def _run_loop(
+    config: TrainConfig,
+    dataset: Dataset,
+    trainee: Trainee,
+    batches: Batches,
+    *,
+    num_frames: int,
+    stop: StopSignal,
+) -> dict[str, Any]:
+    """Runs the training loop; returns the content of metrics.json."""
+    folder = RunFolder(Path(config.run_dir))
+
+    def shown_clips() -> tuple[Any, Any]:
+        first = input_pipeline.eval_dataset(
+            dataset, batch_size=SHOWN_CLIPS, split="val", num_frames=num_frames
+        )
+        ((inputs, label, weight),) = first.take(1)
+        return without_fillers(inputs, weight), label.numpy()[weight.numpy() > 0]
+
+    is_chief = distribution.is_chief(trainee.strategy)
+    metadata = ModelMetadata(dataset.classes, dataset.clip, num_frames)
+    epoch_steps = EpochSteps(
+        config,
+        trainee=trainee,
+        batches=batches,
+        folder=folder,
+        class_weights=_class_weights(config, dataset),
+        stop=stop,
+    )
+    loop = Loop(
+        config,
+        trainee=trainee,
+        batches=batches,
+        epoch_steps=epoch_steps,
+        folder=folder,
+        stop=stop,
+        save_model=lambda: save_model(trainee.saved, metadata, folder.model),
+        run_log=RunLog(folder, dataset.classes, shown_clips) if is_chief else None,
+    )
+    return loop.run()
+
+
+def _run_settings(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
+    """Returns the content of config.json: the settings, and digests of dataset and initial weights."""
+    if config.init_from is not None:
+        start = RunFolder(Path(config.init_from)).model
+    else:
+        start = Path(config.model.backbone_weights)
+    # Checkpoints lack the frozen weights: a run must not be resumed over others.
+    digest = files.sha256_of(str(start))[:16] if start.is_file() else None
+    return to_dict(config) | {"dataset": dataset.info.fingerprint[:16], "start_weights": digest}
+
+
+def _check_validation_split(config: TrainConfig, dataset: Dataset) -> None:
+    if dataset.num_clips("val") > 0:
+        return
+    if config.patience is not None:
+        raise TrainError(
+            f"patience={config.patience} needs a validation split, and {dataset.data_dir} has none."
+        )
+    _log.warning("The dataset has no val split: model.keras will be the last epoch's model, however good.")
+
+
+def _make_repeatable(config: TrainConfig) -> None:
+    if config.deterministic or not tf.config.list_physical_devices("GPU"):
+        # Threads of a CPU sum gradients in any order; this makes a resumed run bit-identical.
+        tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(config.seed)
+
+
+def _batch_size(config: TrainConfig, trainee: Trainee, earlier: Mapping[str, Any]) -> int:
+    """Resolves the batch size; one that `auto` found holds for all starts of the run."""
+    step = StepMemory(
+        model=trainee.model,
+        optimizer=config.optimizer,
+        num_replicas=trainee.strategy.num_replicas_in_sync,
+        num_workers=distribution.num_workers(trainee.strategy),
+        accumulate=config.accumulate,
+    )
+    return resolve_batch_size(config.batch_size or earlier.get("resolved_batch_size"), step)
+
+
+def _make_batches(
+    config: TrainConfig,
+    dataset: Dataset,
+    trainee: Trainee,
+    fused: FusedModel,
+    *,
+    batch_size: int,
+    num_frames: int,
+) -> Batches:
+    if trainee.model is fused.fused:
+        return frame_batches(config, dataset, batch_size=batch_size, num_frames=num_frames)
+    # A power of two: it must divide the cache's chunks of clips.
+    forward_clips = min(FORWARD_CLIPS, 1 << batch_size.bit_length() - 1)
+    cache_dir = config.run_dir if remote.is_remote(dataset.read_dir) else dataset.read_dir
+    tables = {
+        split: feature_cache.cached_features(
+            fused.frozen, dataset, split=split, batch_size=forward_clips, cache_dir=cache_dir
+        )
+        for split in dataset.train_splits
+    }
+    return feature_batches(
+        tables,
+        dataset,
+        video_ids=dataset.video_ids("train"),
+        batch_size=batch_size,
+        seed=config.seed,
+        num_frames=num_frames,
+    )
+
+
+def _class_weights(config: TrainConfig, dataset: Dataset) -> np.ndarray:
+    if config.class_weights == "none":
+        return np.ones(len(dataset.classes), np.float32)
+    labels = [row["label"] for row in dataset.clip_rows("train")]
+    return balanced_class_weights(np.array([labels.count(name) for name in dataset.classes]))
+
+
+@contextmanager
+def _named_failures(config: TrainConfig, strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Turns errors of TensorFlow and of the file system that the user can correct into one line."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise TrainError(
+            f"Out of memory with {config.accumulate} microbatch(es) per step ({first_line(error)}). In a new "
+            f"run_dir give --accumulate={2 * config.accumulate}, which takes the same steps with half the "
+            "memory, or a smaller --batch_size."
+        ) from error
+    except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+        if distribution.num_workers(strategy) == 1:
+            raise  # not from a worker, but from something else such as an object store
+        raise distribution.DistributionError(
+            f"A worker is gone ({first_line(error)}). {distribution.RESTART}"
+        ) from error
+    except OSError as error:
+        raise TrainError(
+            f"Cannot write to {config.run_dir}: {error.strerror}. Its present content is kept."
+        ) from error

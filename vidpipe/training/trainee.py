@@ -1,0 +1,134 @@
+"""What a run trains, as the loop sees it: without the names of its layers."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from vidpipe.config import TrainConfig
+from vidpipe.data.dataset import Dataset
+from vidpipe.model import feature_cache, heads, standardization
+from vidpipe.model.fused import FusedModel, build_model
+from vidpipe.model.model_file import load_weights
+from vidpipe.training.optimizer import averaged, build_optimizer, layer_scales
+from vidpipe.training.run_folder import RunFolder, TrainError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainee:
+    """A model and its optimizer.
+
+    Attributes:
+      model: what runs in each step: the inputs of a batch -> logits float32 [B, C].
+      ensemble: the same inputs -> logits float32 [B, M, C] of its M members.
+      saved: the model that is written to model.keras; it shares the variables of `model`.
+      optimizer: built for the trainable variables of `model`.
+      strategy: in whose scope they were made.
+      checkpointed: the variables in a checkpoint, in an order that every process of the run repeats.
+      prepare: called once before the first step of a new run, with inputs of the model.
+      refresh: called after variables were assigned, as by a checkpoint.
+    """
+
+    model: keras.Model
+    ensemble: keras.Model
+    saved: keras.Model
+    optimizer: keras.Optimizer
+    strategy: tf.distribute.Strategy
+    checkpointed: Sequence[keras.Variable]
+    prepare: Callable[[Iterable[Mapping[str, Any]]], None]
+    refresh: Callable[[], None]
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Puts the averaged weights in force inside a block, if the optimizer averages them."""
+        return averaged(self.optimizer, self.model.trainable_variables)
+
+
+def build_trainee(
+    config: TrainConfig,
+    dataset: Dataset,
+    *,
+    num_frames: int,
+    strategy: tf.distribute.Strategy,
+    precision: str,
+) -> tuple[Trainee, FusedModel]:
+    """Builds the fused model and its optimizer, in the scope and dtype policy in force.
+
+    Each step runs the whole model, or only the blocks above the frozen ones where their features are cached.
+
+    Args:
+      config: of the run.
+      dataset: an open dataset.
+      num_frames: frames of a clip (T).
+      strategy: whose scope is in force.
+      precision: the dtype policy in force.
+
+    Returns:
+      The trainee, and the fused model. If `trainee.model` is its `trained` part, the features of its `frozen`
+      part must be cached.
+
+    Raises:
+      BackboneError, ModelError: the weights are missing or do not fit.
+      TrainError: the features must be cached and would take more disk space than allowed.
+    """
+    fused = build_model(
+        config.model,
+        spec=dataset.clip.spec(num_frames),
+        num_classes=len(dataset.classes),
+        stored_frames=dataset.clip.num_frames,
+    )
+    if config.init_from is not None:
+        load_weights(fused, RunFolder(Path(config.init_from)).model, dataset.classes)
+    model = fused.fused
+    if fused.trained is not None and _caches_features(config, dataset, fused):
+        model = fused.trained
+    scales = layer_scales(
+        fused.fused.get_layer("backbone"),
+        backbone_lr_scale=config.optimizer.backbone_lr_scale,
+        layer_decay=config.optimizer.layer_decay,
+    )
+    optimizer = build_optimizer(
+        config.optimizer, model.trainable_variables, scales=scales, precision=precision
+    )
+    checkpointed = [*model.variables, *optimizer.variables]
+    if model is fused.fused and fused.frozen is not None:
+        # The frozen blocks come from the weights file or the seed again; they need no place in a checkpoint.
+        frozen = {id(variable) for variable in fused.frozen.variables}
+        checkpointed = [variable for variable in checkpointed if id(variable) not in frozen]
+    trainee = Trainee(
+        model=model,
+        ensemble=heads.ensemble_logits(model),
+        saved=fused.fused,
+        optimizer=optimizer,
+        strategy=strategy,
+        checkpointed=checkpointed,
+        prepare=lambda batches: standardization.adapt_standardization(model, batches),
+        refresh=lambda: standardization.refresh_standardization(model),
+    )
+    return trainee, fused
+
+
+def _caches_features(config: TrainConfig, dataset: Dataset, fused: FusedModel) -> bool:
+    """Whether the frozen blocks run once per clip, and their features are cached.
+
+    Raises:
+      TrainError: they must be, and would take more disk space than allowed.
+    """
+    if not config.can_cache_features or config.cache_features == "off":
+        return False
+    needed = feature_cache.size_bytes(fused.frozen, dataset, dataset.train_splits) / 2**30
+    if needed <= config.cache_gb:
+        return True
+    too_large = (
+        f"The features of the frozen blocks would take {needed:.1f} GiB; cache_gb is {config.cache_gb:g}"
+    )
+    if config.cache_features == "on":
+        raise TrainError(f"{too_large}. Give a larger --cache_gb, or --cache_features=off.")
+    _log.info("%s: the whole backbone runs in every step.", too_large)
+    return False
