@@ -140,14 +140,18 @@ def test_a_bug_is_a_traceback() -> None:
         Command("Doc.").run(main, ["thing.py"])
 
 
-@pytest.mark.parametrize("output", ["print('x' * 10**6)", "print('x')"])
-def test_a_reader_that_has_seen_enough_gets_no_message(output: str) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        "Command('Doc.').run(lambda _: print('x' * 10**6), ['thing.py'])",
+        "Command('Doc.').run(lambda _: print('x'), ['thing.py'])",
+        "setattr(sys, 'argv', ['vidpipe', '--help']) or main()",
+    ],
+)
+def test_a_reader_that_has_seen_enough_gets_no_message(command: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    script = (
-        "import sys; from vidpipe.command_line import Command;"
-        f"sys.exit(Command('Doc.').run(lambda _: {output}, ['thing.py']))"
-    )
+    script = f"import sys; from vidpipe.command_line import Command, main; sys.exit({command})"
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     ended = subprocess.run(
         [sys.executable, "-c", script], stdout=writer, stderr=subprocess.PIPE, text=True, env=buffered,

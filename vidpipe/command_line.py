@@ -172,9 +172,8 @@ class Command:
             code = self._fail(str(error), error.exit_code)
         except KeyboardInterrupt:
             code = self._fail("interrupted", 130)
-        except BrokenPipeError:  # the reader has seen enough, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = 141
+        except BrokenPipeError:
+            code = _closed_pipe()
         except OSError as error:
             where = f": {error.filename}" if error.filename else ""
             code = self._fail(f"{error.strerror or error}{where}", 1)
@@ -253,13 +252,27 @@ def main() -> None:
     elif name in COMMANDS:
         leave(_module(name).run([f"vidpipe {name}", *rest]))
     elif name in ("--help", "-h", "help"):
-        print("Trains video classifiers: videos to TFRecords to one fused TensorFlow model.\n")
-        for each in COMMANDS:
-            print(f"  vidpipe {each:12}  {_module(each).__doc__.strip().splitlines()[0]}")
-        print("\nvidpipe COMMAND --help lists the flags of a command.")
+        try:
+            _print_commands()
+            sys.stdout.flush()
+        except BrokenPipeError:
+            leave(_closed_pipe())
     else:
         print(f"vidpipe: no command {name}; there are {', '.join(COMMANDS)}.", file=sys.stderr)
         leave(2)
+
+
+def _print_commands() -> None:
+    print("Trains video classifiers: videos to TFRecords to one fused TensorFlow model.\n")
+    for name in COMMANDS:
+        print(f"  vidpipe {name:12}  {_module(name).__doc__.strip().splitlines()[0]}")
+    print("\nvidpipe COMMAND --help lists the flags of a command.")
+
+
+def _closed_pipe() -> int:
+    """Returns the exit code when the reader of stdout has seen enough, as `head` does."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def _module(command: str) -> Any:
