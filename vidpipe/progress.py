@@ -63,7 +63,8 @@ class Progress:
         self._note = note
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(count)
-        if not self._on_terminal and time.monotonic() - self._last_log > _LOG_EVERY_SEC:
+        is_due = time.monotonic() - self._last_log > _LOG_EVERY_SEC and self._count < self._total
+        if is_due and not self._on_terminal:
             self._write()
 
     def _write(self) -> None:
