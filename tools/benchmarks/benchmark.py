@@ -175,13 +175,18 @@ def print_header(title: str) -> None:
 
 def print_row(row: Row) -> None:
     """Prints a row of the table."""
-    ratio = f"{row.ratio:.2f} ({row.ratio_min:.2f} to {row.ratio_max:.2f})"
+    middle, low, high = (_short(ratio) for ratio in (row.ratio, row.ratio_min, row.ratio_max))
+    ratio = f"{middle} ({low} to {high})"
     rate = f"{row.per_sec:.2f}" if row.per_sec is not None else ""
     print(
         f"{row.what:30}  {row.vidpipe:8.2f}  {rate:>7}  {row.reference_value:9.2f}  {ratio:>20}  "
         f"{row.unit}, {row.reference}",
         flush=True,
     )
+
+
+def _short(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
 
 
 def run(argv: list[str]) -> int:
