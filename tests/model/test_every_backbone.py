@@ -72,7 +72,7 @@ def test_plain_keras_loads_every_backbone_and_head_without_vidpipe(
     saved = models | {"notebook": build("notebook")}
     for name, model in saved.items():
         save_model(model.fused, METADATA, tmp_path / f"{name}.keras")
-    np.savez(tmp_path / "inputs.npz", **inputs)
+    np.savez(tmp_path / "inputs.npz", frames=inputs["frames"], mask=inputs["mask"])
     script = """
 import sys, keras, numpy as np
 inputs = dict(np.load("inputs.npz"))
