@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 
 from vidpipe.config import ClipConfig
@@ -60,6 +61,11 @@ def write_coded_video(
     frames: np.ndarray,
     timestamps: Sequence[int] | None = None,
     options: dict[str, str] | None = None,
+    *,
+    source_format: str = "rgb24",
+    prepare: Callable[[Any], object] = lambda stream: None,
+    container_options: dict[str, str] | None = None,
+    **colours: int,
 ) -> None:
     """Writes a video with FFmpeg, which has more encoders than OpenCV; skips the test if this one is missing.
 
@@ -67,25 +73,35 @@ def write_coded_video(
       path: the suffix chooses the container.
       codec: FFmpeg's name of the encoder.
       pixel_format: FFmpeg's name of the pixel format.
-      frames: uint8 [n, H, W, 3], RGB.
+      frames: uint8 [n, H, W, 3], RGB; or as `source_format` says.
       timestamps: time of each frame in 1/25 s, ascending; None for a constant rate.
       options: options of the encoder.
+      source_format: FFmpeg's name of the format of `frames`.
+      prepare: called with the stream of PyAV before the first frame.
+      container_options: options of the container.
+      colours: attributes of the stream and the frames, such as colorspace.
     """
-    # Imported here: spawned decoding processes import this module and need neither.
-    import av
+    # Imported here: spawned decoding processes import this module and do not need it.
     import pytest
 
     try:
         av.codec.Codec(codec, "w")
     except ValueError:
         pytest.skip(f"PyAV {av.__version__} has no encoder {codec}")
-    with av.open(str(path), "w") as container:
+    with av.open(f"file:{path}", "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=25, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixel_format
         stream.codec_context.time_base = Fraction(1, 25)
+        for name, value in colours.items():
+            setattr(stream.codec_context, name, value)
+        prepare(stream)
         for frame, timestamp in zip(frames, timestamps or range(len(frames)), strict=True):
-            picture = av.VideoFrame.from_ndarray(frame, "rgb24").reformat(format=pixel_format)
+            picture = av.VideoFrame.from_ndarray(frame, source_format)
+            if source_format != pixel_format:
+                picture = picture.reformat(format=pixel_format)
+            for name, value in colours.items():
+                setattr(picture, name, value)
             picture.pts, picture.time_base = timestamp, Fraction(1, 25)
             container.mux(stream.encode(picture))
         container.mux(stream.encode())

@@ -16,7 +16,8 @@ TOP_LEVEL = ("errors", "config", "progress", "command_line")
 IMPORTERS = {
     "absl": {"command_line"},
     "apache_beam": {"data.convert_beam"},
-    "cv2": {"data.video"},
+    "av": {"data.pixels", "data.video_file"},
+    "cv2": {"data.pixels", "data.video"},
     "flask": {"inference.web_app"},
     "jinja2": {"display.page"},
     "PIL": {"inference.gif"},

@@ -86,7 +86,8 @@ def _print_summary(dataset: "Dataset") -> None:
         frame_size = f"{clip.image_size} pixels on the short side"
     print(
         f"{dataset.data_dir}: {clip.num_frames} frames of {frame_size}, {clip.sampling}{stride}, "
-        f"{info.encoding}; {len(info.classes)} classes; fingerprint {info.fingerprint[:16]}"
+        f"{info.encoding}; {len(info.classes)} classes; decoded by {info.settings.get('decoder', 'OpenCV')}; "
+        f"fingerprint {info.fingerprint[:16]}"
     )
     for split in SPLITS:
         size_mib = sum(shard.bytes for shard in info.splits[split]) / 2**20
@@ -95,16 +96,18 @@ def _print_summary(dataset: "Dataset") -> None:
             f"{size_mib:9.1f} MiB"
         )
     clips = [row for row in rows if row["status"] == "ok"]
-    decoded = [row for row in clips if row["read_to_end"] == "True"]
-    lengths = [int(row["frames_decoded"]) for row in decoded]
+    # Datasets of the decoder before PyAV have a column `frames_decoded` instead.
+    lengths = [int(row.get("frames_shown") or row["frames_decoded"]) for row in clips]
     if lengths:
         print(f"  source videos: {min(lengths)} to {max(lengths)} frames, median {median(lengths):g}")
     num_short = sum(int(row["frames_kept"]) < clip.num_frames for row in clips)
-    num_differing = sum(row["frames_claimed"] != row["frames_decoded"] for row in decoded)
+    num_damaged = sum(row.get("frames_damaged", "0") != "0" for row in clips)
     print(
-        f"  {num_short} clips shorter than {clip.num_frames} frames; "
-        f"{num_differing} video headers with another frame count than was decoded"
+        f"  {num_short} clips shorter than {clip.num_frames} frames; {num_damaged} videos with damaged frames"
     )
+    for what, count in Counter(row.get("unconverted") for row in clips).items():
+        if what:
+            print(f"  {count} videos are {what}, which is not converted")
     width = max(len(name) for name in info.classes)
     counts = Counter((row["label"], row["split"]) for row in clips)
     for name in info.classes:

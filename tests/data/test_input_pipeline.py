@@ -95,7 +95,7 @@ def test_clips_hold_the_sampled_frames_then_zeros(dataset: Dataset) -> None:
         for row, frames, mask, index in zip(
             rows, inputs["frames"].numpy(), inputs["mask"].numpy(), label.numpy(), strict=True
         ):
-            length = int(row["frames_decoded"])
+            length = int(row["frames_shown"])
             count = min(length, 4)
             expected = [(2 * i + 1) * length // (2 * count) for i in range(count)]
             assert frame_indices_of(frames[mask]) == expected

@@ -1,13 +1,18 @@
 """Expected indices as tables, and properties that hold for every sampler and all counts."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidpipe.data.sampling import SAMPLERS, clock, depends_on_length, sample_indices, windowed, windows_at
+from vidpipe.data.sampling import (
+    SAMPLERS,
+    clock,
+    depends_on_length,
+    sample_indices,
+    window_ranges,
+    windows_at,
+)
 
 
 @pytest.mark.parametrize(
@@ -106,21 +111,17 @@ def test_windows_of_invalid_length_are_rejected(time_sec: float, window_sec: flo
 @pytest.mark.parametrize(
     ("times", "window_sec", "hop_sec", "expected"),
     [
-        pytest.param([], 2, 1, [], id="empty"),
-        pytest.param([0], 2, 1, [(0, [0])], id="shorter than a window"),
-        pytest.param([0, 1, 2, 3], 2, 1, [(0, [0, 1]), (1, [1, 2]), (2, [2, 3])], id="overlapping"),
-        pytest.param(
-            [0, 1, 2, 3, 4], 2, 2, [(0, [0, 1]), (1, [2, 3]), (2, [4])], id="a shorter window at the end"
-        ),
-        pytest.param([0, 1, 2, 3, 4], 1, 3, [(0, [0]), (1, [3])], id="with gaps, ending in a gap"),
-        pytest.param([0, 0.5, 5.5, 6], 2, 1, [(0, [0, 0.5]), (4, [5.5]), (5, [5.5, 6])], id="a still scene"),
+        pytest.param([0], 2, 1, [(0, 0, 1)], id="shorter than a window"),
+        pytest.param([0, 1, 2, 3], 2, 1, [(0, 0, 2), (1, 1, 3), (2, 2, 4)], id="overlapping"),
+        pytest.param([0, 1, 2, 3, 4], 2, 2, [(0, 0, 2), (1, 2, 4), (2, 4, 5)], id="a shorter last window"),
+        pytest.param([0, 1, 2, 3, 4], 1, 3, [(0, 0, 1), (1, 3, 4)], id="with gaps, ending in a gap"),
+        pytest.param([0, 0.5, 5.5, 6], 2, 1, [(0, 0, 2), (4, 2, 3), (5, 2, 4)], id="a still scene"),
     ],
 )
-def test_windowed(
-    times: list[float], window_sec: float, hop_sec: float, expected: list[tuple[int, list[float]]]
+def test_window_ranges(
+    times: list[float], window_sec: float, hop_sec: float, expected: list[tuple[int, int, int]]
 ) -> None:
-    items = ((time, time) for time in times)
-    assert list(windowed(items, window_sec=window_sec, hop_sec=hop_sec)) == expected
+    assert window_ranges(np.array(times), window_sec=window_sec, hop_sec=hop_sec) == expected
 
 
 @given(
@@ -128,29 +129,14 @@ def test_windowed(
     st.integers(1, 60),
     st.integers(1, 60),
 )
-def test_windowed_agrees_with_a_search_in_all_times(times: list[int], window: int, hop: int) -> None:
+def test_window_ranges_agree_with_a_search_in_all_times(times: list[int], window: int, hop: int) -> None:
     """Times are in tenths of a second."""
-    items = ((time / 10, time) for time in times)
-    found = list(windowed(items, window_sec=window / 10, hop_sec=hop / 10))
+    found = window_ranges(np.array(times) / 10, window_sec=window / 10, hop_sec=hop / 10)
     all_windows = [[time for time in times if start <= time < start + window] for start in range(0, 401, hop)]
     filled = [(number, held) for number, held in enumerate(all_windows) if held]
-    # The first window that contains the last item is the last one.
+    # The first window that contains the last frame is the last one.
     last = next(index for index, (_, held) in enumerate(filled) if held[-1] == filled[-1][1][-1])
-    assert found == filled[: last + 1]
-
-
-def test_windowed_keeps_the_items_of_one_window_only() -> None:
-    num_read = 0
-
-    def items() -> Iterator[tuple[float, int]]:
-        nonlocal num_read
-        for index in range(1000):
-            num_read += 1
-            yield index / 10, index
-
-    for number, held in windowed(items(), window_sec=2, hop_sec=1):
-        assert len(held) == 20
-        assert num_read <= 10 * number + 21
+    assert [(number, times[start:stop]) for number, start, stop in found] == filled[: last + 1]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import pickle
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -37,10 +36,8 @@ def test_the_frames_at_the_sampled_indices_are_read(
     assert frame_indices_of(clip.frames) == expected
     assert clip.frames.shape == (4, 32, 32, 3)
     assert clip.frames.dtype == np.uint8
-    assert (clip.info.frames_claimed, clip.info.height, clip.info.width) == (20, 48, 64)
-    assert (clip.info.frames_decoded, clip.info.read_to_end) == (
-        (4, False) if sampling == "head" else (20, True)
-    )
+    info = clip.info
+    assert (info.frames_shown, info.frames_damaged, info.height, info.width) == (20, 0, 48, 64)
 
 
 def test_a_short_video_gives_all_its_frames(tmp_path: Path) -> None:
@@ -85,52 +82,6 @@ def test_short_side_keeps_the_whole_frame_and_its_aspect_ratio(
     assert encoded.encoded_frames == [frame.tobytes() for frame in clip.frames]
 
 
-class _Capture:
-    """Stands in for cv2.VideoCapture: yields the given images."""
-
-    def __init__(self, images: list[np.ndarray]) -> None:
-        self._images = [None, *images]
-
-    def grab(self) -> bool:
-        self._images.pop(0)
-        return bool(self._images)
-
-    def retrieve(self, _: np.ndarray | None) -> tuple[bool, np.ndarray | None]:
-        return True, self._images[0]
-
-
-def _decode(images: list[np.ndarray], clip: ClipConfig) -> video._Decoded:
-    capture: Any = _Capture(images)
-    return video._decode(capture, "a", np.arange(len(images)), clip, read_to_end=True)
-
-
-@pytest.mark.parametrize(("resize", "expected"), [("crop", (32, 32)), ("short_side", (32, 43))])
-def test_frames_of_another_size_are_resized_to_the_first(resize: str, expected: tuple[int, int]) -> None:
-    sizes = [(48, 64), (30, 36), (48, 20), (9, 64)]
-    images = [brightness_frames(4, *size)[index] for index, size in enumerate(sizes)]
-    clip = ClipConfig(image_size=32, resize=resize)
-    decoded = _decode(images, clip)
-    assert decoded.frames.shape == (4, *expected, 3)
-    assert frame_indices_of(decoded.frames) == [0, 1, 2, 3]
-    assert (decoded.num_read, decoded.read_to_end) == (4, True)
-    assert (decoded.height, decoded.width) == (48, 64)
-
-
-@pytest.mark.parametrize("resize", ["crop", "short_side"])
-def test_downscaling_averages_all_pixels(resize: str) -> None:
-    stripes = np.zeros((96, 96, 3), np.uint8)
-    stripes[:, ::3] = 255
-    clip = ClipConfig(image_size=32, resize=resize)
-    assert (_decode([stripes], clip).frames == 85).all()
-
-
-def test_a_frame_that_is_too_long_to_be_stored_is_rejected() -> None:
-    clip = ClipConfig(image_size=224, resize="short_side")
-    with pytest.raises(video.VideoReadError, match="a: larger than the limit: 224 x 112000 pixels") as raised:
-        _decode([np.zeros((2, 1000, 3), np.uint8)], clip)
-    assert raised.value.failure.reason == SkipReason.TOO_LARGE
-
-
 def _claim(path: Path, num_frames: int) -> None:
     """Writes another frame count into both headers of an AVI file (avih.dwTotalFrames, strh.dwLength)."""
     data = bytearray(path.read_bytes())
@@ -140,21 +91,13 @@ def _claim(path: Path, num_frames: int) -> None:
     path.write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize("claimed", [21, 10])
-def test_a_wrong_frame_count_in_the_header_is_corrected(tmp_path: Path, claimed: int) -> None:
+@pytest.mark.parametrize("claimed", [0, 10, 21, 2**31 - 1])
+def test_the_frame_count_in_the_header_is_not_believed(tmp_path: Path, claimed: int) -> None:
     path = write_brightness_video(tmp_path / "a.avi", 20)
     _claim(path, claimed)
     clip = video.read_clip(str(path), ClipConfig(num_frames=4, image_size=32))
-    assert (clip.info.frames_claimed, clip.info.frames_decoded) == (claimed, 20)
+    assert (clip.info.frames_shown, clip.info.frames_damaged) == (20, 0)
     assert frame_indices_of(clip.frames) == [2, 7, 12, 17]
-
-
-def test_a_video_that_ends_early_is_rejected(tmp_path: Path) -> None:
-    path = write_brightness_video(tmp_path / "a.avi", 12)
-    _claim(path, 20)
-    with pytest.raises(video.VideoReadError, match="a.avi: ended after 12 of 20 frames") as raised:
-        video.read_clip(str(path), ClipConfig(num_frames=4))
-    assert raised.value.failure.reason == SkipReason.TRUNCATED
 
 
 def test_a_truncated_file_is_rejected(tmp_path: Path) -> None:
@@ -165,7 +108,7 @@ def test_a_truncated_file_is_rejected(tmp_path: Path) -> None:
     for tenth in range(9):
         path = tmp_path / f"{tenth}.avi"
         path.write_bytes(content[: len(content) * tenth // 10])
-        with pytest.raises(video.VideoReadError, match="does not open|no frame|ended after"):
+        with pytest.raises(video.VideoReadError, match="does not open|no frame|without frames|ended after"):
             video.read_clip(str(path), ClipConfig(num_frames=20))
 
 
@@ -183,12 +126,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert raised.value.failure.reason == SkipReason.NOT_FOUND
 
 
-def test_a_path_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
-    """OpenCV crashes on such a path."""
-    path = tmp_path / os.fsdecode(b"caf\xe9.avi")
-    write_brightness_video(tmp_path / "a.avi", 3).rename(path)
-    with pytest.raises(video.VideoReadError, match="has a path that is not UTF-8"):
-        video.read_clip(str(path), ClipConfig())
+@pytest.mark.parametrize(
+    "name", [os.fsdecode(b"caf\xe9.avi"), "-i.avi", "https:a:b.avi", "%05d.avi", "a b?*[x].avi"]
+)
+def test_any_file_name_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_brightness_video(tmp_path / "a.avi", 3).rename(name)
+    assert frame_indices_of(video.read_clip(name, ClipConfig()).frames) == [0, 1, 2]
 
 
 def test_the_suffix_of_a_file_does_not_matter(tmp_path: Path) -> None:
@@ -198,29 +142,11 @@ def test_the_suffix_of_a_file_does_not_matter(tmp_path: Path) -> None:
     assert frame_indices_of(clip.frames) == [0, 1, 2, 3, 4]
 
 
-def test_an_image_is_not_read_as_an_image_sequence(tmp_path: Path) -> None:
+def test_an_image_is_no_video(tmp_path: Path) -> None:
     for index in range(3):
         cv2.imwrite(str(tmp_path / f"img_{index:02d}.png"), brightness_frames(1)[0])
-    clip = video.read_clip(str(tmp_path / "img_00.png"), ClipConfig(num_frames=3))
-    assert len(clip.frames) == 1
-
-
-def test_rotation_metadata_is_applied(tmp_path: Path) -> None:
-    frame = np.zeros((48, 48, 3), np.uint8)
-    frame[:24] = 200
-    path = tmp_path / "a.mp4"
-    video.write_video(str(path), [frame] * 3, fourcc="mp4v")
-    data = bytearray(path.read_bytes())
-    # Replaces the identity matrix of the track header, 16.16 fixed point, by a rotation of 180 degrees.
-    unit = b"".join(value.to_bytes(4, "big") for value in (1 << 16, 0, 0, 0, 1 << 16, 0))
-    rotated = b"".join(value.to_bytes(4, "big", signed=True) for value in (-1 << 16, 0, 0, 0, -1 << 16, 0))
-    header = data.index(b"tkhd")
-    start = data.index(unit, header)
-    data[start : start + len(rotated)] = rotated
-    path.write_bytes(bytes(data))
-    rotated_frame = video.read_clip(str(path), ClipConfig(num_frames=1, image_size=48)).frames[0]
-    assert rotated_frame[:20].mean() < 20
-    assert rotated_frame[28:].mean() > 180
+    with pytest.raises(video.VideoReadError, match="this container format is not allowed"):
+        video.read_clip(str(tmp_path / "img_00.png"), ClipConfig(num_frames=3))
 
 
 @pytest.mark.parametrize("encoding", ["png", "raw"])
@@ -262,6 +188,8 @@ _KINDS = [
     ("HEVC in MP4", "a.mp4", "libx265", "yuv420p", _X265),
     ("VP8 in WebM", "a.webm", "libvpx", "yuv420p", {}),
     ("VP9 in WebM", "a.webm", "libvpx-vp9", "yuv420p", {}),
+    ("AV1 in MP4", "a.mp4", "libsvtav1", "yuv420p", {}),
+    ("AV1 in MKV", "a.mkv", "libsvtav1", "yuv420p", {}),
     ("MJPEG in AVI", "a.avi", "mjpeg", "yuvj420p", {}),
     ("MPEG-1", "a.mpg", "mpeg1video", "yuv420p", {}),
     ("MPEG-2 in MPEG-TS", "a.ts", "mpeg2video", "yuv420p", {}),
@@ -289,7 +217,7 @@ def _check_every_sampling(path: Path, num_frames: int, height: int = 48, width: 
     # Each frame has a single colour: no green line at an odd edge, no remains of an earlier frame.
     assert np.ptp(complete.frames, axis=(1, 2)).max() <= 20
     info = complete.info
-    assert (info.frames_decoded, info.height, info.width) == (num_frames, height, width)
+    assert (info.frames_shown, info.height, info.width) == (num_frames, height, width)
     for clip, expected in (
         (ClipConfig(num_frames=3), [(2 * i + 1) * num_frames // 6 for i in range(3)]),
         (ClipConfig(num_frames=3, sampling="head"), [0, 1, 2]),
@@ -378,33 +306,12 @@ def test_a_variable_rate_gives_each_frame_once(
     _check_every_sampling(tmp_path / name, 20)
 
 
-@pytest.mark.parametrize(
-    "timestamps",
-    [
-        pytest.param([*range(10), *range(40, 50)], id="in the middle"),
-        pytest.param([*range(19), 50], id="before the end"),
-    ],
-)
-def test_a_video_with_a_long_gap_is_rejected(tmp_path: Path, timestamps: list[int]) -> None:
-    """A file of which a part cannot be read looks like this."""
-    write_coded_video(tmp_path / "a.mkv", "ffv1", "gray", brightness_frames(20), timestamps)
-    for sampling in ("uniform", "interval"):
-        with pytest.raises(video.VideoReadError, match=r"a.mkv: ended after 20 of 5\d frames"):
-            video.read_clip(str(tmp_path / "a.mkv"), ClipConfig(num_frames=20, sampling=sampling))
-
-
-@pytest.mark.parametrize(
-    ("times", "duration_sec", "expected"),
-    [
-        pytest.param([0.1 * i for i in range(20)], 2, True, id="even"),
-        pytest.param([*(0.1 * i for i in range(29)), 0], 3, True, id="the last frame has no time"),
-        pytest.param([0.1 * i for i in range(12)], 2, False, id="truncated"),
-        pytest.param([*(0.1 * i for i in range(9)), 1.9], 2, False, id="gap"),
-        pytest.param([0, 0, 0], 0, False, id="no times and no duration"),
-    ],
-)
-def test_frames_cover_the_duration(times: list[float], duration_sec: float, expected: bool) -> None:
-    assert video._covers_duration(times, duration_sec) == expected
+def test_a_long_pause_is_no_damage(tmp_path: Path) -> None:
+    """A slide show: one frame is shown for three seconds."""
+    write_coded_video(tmp_path / "a.mkv", "ffv1", "gray", brightness_frames(20), [*range(10), *range(85, 95)])
+    clip = video.read_clip(str(tmp_path / "a.mkv"), ClipConfig(num_frames=20))
+    assert frame_indices_of(clip.frames) == list(range(20))
+    assert clip.info.frames_damaged == 0
 
 
 @pytest.mark.parametrize("timestamps", [None, _UNEVEN], ids=["constant rate", "variable rate"])
@@ -413,31 +320,19 @@ def test_a_truncated_file_without_a_frame_count_is_rejected(
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), np.uint8)
     write_coded_video(tmp_path / "complete.mkv", "ffv1", "yuv420p", noise, timestamps)
-    assert video.read_clip(str(tmp_path / "complete.mkv"), ClipConfig()).info.frames_decoded == 20
+    assert video.read_clip(str(tmp_path / "complete.mkv"), ClipConfig()).info.frames_shown == 20
     content = (tmp_path / "complete.mkv").read_bytes()
     for tenth in range(9):
         path = tmp_path / f"{tenth}.mkv"
         path.write_bytes(content[: len(content) * tenth // 10])
-        with pytest.raises(video.VideoReadError, match="does not open|no frame|ended after"):
+        with pytest.raises(video.VideoReadError, match="does not open|no frame|without frames|ended after"):
             video.read_clip(str(path), ClipConfig(num_frames=20))
-
-
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm"])
-def test_av1_is_read_or_the_missing_codec_is_named(tmp_path: Path, name: str) -> None:
-    """OpenCV's wheels contain FFmpeg's AV1 decoder, which needs hardware."""
-    write_coded_video(tmp_path / name, "libsvtav1", "yuv420p", brightness_frames(12))
-    try:
-        _check_every_sampling(tmp_path / name, 12)
-    except video.VideoReadError as error:
-        message = "opens but has no frame that OpenCV can decode (codec AV01)"
-        assert error.failure == Failure(SkipReason.NO_FRAMES, message)
 
 
 @pytest.mark.parametrize(("resize", "expected"), [("crop", (32, 32)), ("short_side", (32, 43))])
 def test_a_frame_size_that_changes_within_a_file_is_tolerated(
     tmp_path: Path, resize: str, expected: tuple[int, int]
 ) -> None:
-    """OpenCV 4.7 and later resize every frame to the size of the first; the content may differ."""
     write_coded_video(tmp_path / "a.ts", "mpeg2video", "yuv420p", brightness_frames(12))
     write_coded_video(tmp_path / "b.ts", "mpeg2video", "yuv420p", brightness_frames(12, 96, 80))
     (tmp_path / "c.ts").write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
@@ -445,5 +340,6 @@ def test_a_frame_size_that_changes_within_a_file_is_tolerated(
         settings = ClipConfig(num_frames=24, sampling=sampling, image_size=32, resize=resize)
         clip = video.read_clip(str(tmp_path / "c.ts"), settings)
         assert clip.frames.shape[1:3] == expected
-        assert frame_indices_of(clip.frames[:11]) == list(range(11))
+        # FFmpeg's decoder of MPEG-2 loses the last frame before the change; ffprobe counts 23, too.
+        assert frame_indices_of(clip.frames) == [*range(11), *range(12)]
         assert (clip.info.height, clip.info.width) == (48, 64)

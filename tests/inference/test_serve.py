@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from synthetic import (
 )
 from tools import serve as serve_tool
 from vidpipe.config import ClipConfig, ConfigError, PredictionConfig, ServerConfig
-from vidpipe.data import video
+from vidpipe.data import video, video_file
 from vidpipe.inference import predict, serve, web_app
 
 CLIP = ClipConfig(num_frames=4, image_size=32)
@@ -287,19 +288,24 @@ def test_a_playlist_reads_no_other_file(served: Served, tmp_path: Path) -> None:
     write_coded_video(tmp_path / "ours.ts", "libx264", "yuv420p", brightness_frames(12))
     clip = ClipConfig(num_frames=4, sampling="head", image_size=32)  # reads the start only
     lists = {
-        "hls": f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:1,\n{tmp_path / 'ours.ts'}\n#EXT-X-ENDLIST\n",
+        "hls.m3u8": f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:1,\n{tmp_path / 'ours.ts'}\n#EXT-X-ENDLIST\n",
         "concat": "ffconcat version 1.0\nfile ours.ts\n",
     }
     for name, content in lists.items():
         (tmp_path / name).write_text(content)
-        # OpenCV 5's FFmpeg reads a playlist only under the suffix of one.
-        if name == "concat" or cv2.__version__ < "5":
-            assert len(video.read_clip(str(tmp_path / name), clip).frames) == 4
-        with pytest.raises(video.VideoReadError, match="does not open"):
+        with av.open(str(tmp_path / name)) as container:
+            assert len(list(container.decode(video=0))) == 12
+        # By the list of allowed formats, and without it by the limit on open files.
+        with pytest.raises(video.VideoReadError, match="this container format is not allowed"):
             video.read_untrusted_clip(str(tmp_path / name), clip)
-    assert len(video.read_clip(str(tmp_path / "concat"), clip).frames) == 4  # the limit is lifted again
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(video_file, "_OPTIONS", {})
+            assert len(video.read_clip(str(tmp_path / name), clip).frames) == 4
+            with pytest.raises(video.VideoReadError, match="does not open"):
+                video.read_untrusted_clip(str(tmp_path / name), clip)
+            assert len(video.read_clip(str(tmp_path / name), clip).frames) == 4  # the limit is lifted again
     assert len(video.read_untrusted_clip(str(tmp_path / "ours.ts"), clip).frames) == 4
-    assert _send(served, lists["hls"].encode()).code == 422
+    assert _send(served, lists["hls.m3u8"].encode()).code == 422
 
 
 def _open(browser: webdriver.Chrome, served: Served) -> None:

@@ -6,11 +6,10 @@ import json
 import logging
 import re
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -26,6 +25,9 @@ from synthetic import (
 from tools import predict as predict_tool
 from vidpipe.config import ClipConfig, ConfigError, PredictionConfig
 from vidpipe.data import video
+from vidpipe.data.packets import Loss, Packets
+from vidpipe.data.pixels import PixelConverter
+from vidpipe.data.video_file import VideoFile
 from vidpipe.display import figures
 from vidpipe.inference.predict import load_classifier, predict
 from vidpipe.inference.timeline import leading_spans, predict_windows, write_timelines
@@ -88,7 +90,7 @@ def test_windows_of_a_video(
     windows = list(video.read_windows(str(tmp_path / "a.avi"), CLIP, window_sec, hop_sec))
     found = [(window.start_sec, window.end_sec, frame_indices_of(window.frames)) for window in windows]
     assert found == expected
-    assert {(window.video_sec, window.times_known) for window in windows} == {(num_frames / 10, True)}
+    assert {(window.num_windows, window.times_known) for window in windows} == {(len(expected), True)}
 
 
 @pytest.mark.parametrize("resize", ["crop", "short_side"])
@@ -110,39 +112,38 @@ def test_a_frame_belongs_to_the_window_in_which_it_is_shown(tmp_path: Path) -> N
     assert all(window.times_known for window in windows)
 
 
-class _Timeless:
-    """A capture of 50 frames without any times, which counts the frames that are decoded."""
+def test_without_times_25_frames_are_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_colours(tmp_path / "a.avi", [RED] * 50, fps=10)
+    read_packets = VideoFile._read_packets
 
-    def __init__(self) -> None:
-        self.left = 50
-        self.retrieved = 0
+    def timeless(file: VideoFile) -> tuple[Packets, Loss]:
+        packets, loss = read_packets(file)
+        packets.pts[:], file.fps = np.nan, 0.0
+        return packets, loss
 
-    def get(self, _: int) -> float:
-        return 0
-
-    def grab(self) -> bool:
-        self.left -= 1
-        return self.left >= 0
-
-    def retrieve(self, _: np.ndarray | None) -> tuple[bool, np.ndarray]:
-        self.retrieved += 1
-        return True, np.zeros((48, 64, 3), np.uint8)
-
-
-def test_without_times_25_frames_are_a_second_and_frames_between_windows_are_not_decoded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    capture = _Timeless()
-
-    @contextmanager
-    def opened(_: str) -> Iterator[_Timeless]:
-        yield capture
-
-    monkeypatch.setattr(video, "_open", opened)
-    windows = list(video.read_windows("a", CLIP, 0.2, 1))
+    monkeypatch.setattr(VideoFile, "_read_packets", timeless)
+    windows = list(video.read_windows(path, CLIP, 0.2, 1))
     assert [(window.start_sec, window.end_sec) for window in windows] == [(0, 0.2), (1, 1.2)]
     assert [window.times_known for window in windows] == [False, False]
-    assert capture.retrieved == 10
+    assert [len(window.frames) for window in windows] == [4, 4]
+
+
+def test_only_the_frames_of_windows_are_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_coded_video(tmp_path / "a.mp4", "libx264", "yuv420p", brightness_frames(20), options={"g": "5"})
+    converted = []
+    convert = PixelConverter.convert
+
+    def counting(self: PixelConverter, picture: av.VideoFrame) -> np.ndarray:
+        converted.append(picture)
+        return convert(self, picture)
+
+    monkeypatch.setattr(PixelConverter, "convert", counting)
+    windows = list(video.read_windows(str(tmp_path / "a.mp4"), CLIP, 0.4, 0.2))
+    # Windows of ten frames, four of them wanted: 1, 3, 6, 8, then 6, 8, 11, 13, then 11, 13, 16, 18.
+    assert [frame_indices_of(window.frames) for window in windows] == [
+        [1, 3, 6, 8], [6, 8, 11, 13], [11, 13, 16, 18],
+    ]  # fmt: skip
+    assert len(converted) == 8
 
 
 def test_all_batches_have_one_size(tmp_path: Path, colour_run: str) -> None:
@@ -178,7 +179,7 @@ def test_a_timeline_ends_where_reading_fails_and_the_next_video_is_read(
     paths = [str(cut), str(tmp_path / "bad.avi"), complete]
     first, second, third = write_timelines(_config(colour_run, timeline=str(tmp_path / "out")), paths)
     assert first.failure is not None
-    assert re.fullmatch(r"ended after \d+ of 40 frames", first.failure.message)
+    assert re.fullmatch(r"ended after \d+ of 40 packets", first.failure.message)
     assert [window.predicted for window in first.windows] == ["red", "red"]
     assert len(_rows(first.files[0])) == 2
     assert second.failure is not None

@@ -9,7 +9,7 @@ import pytest
 from synthetic import CONVERSION_FLAGS, committed_bytes, flip_bit
 from tools import convert_videos, inspect_shards, make_demo_videos
 from vidpipe.config import ClipConfig, ConversionConfig, ManifestConfig
-from vidpipe.data import convert, shards
+from vidpipe.data import convert, shards, video
 from vidpipe.data.skip_reason import SkipReason
 
 SKIPPED = convert.Skipped("a.avi", SkipReason.NO_FRAMES, "message")
@@ -110,7 +110,8 @@ def test_a_dataset_is_summarized_and_verified(
     assert inspect_shards.run(["inspect_shards.py", *flags]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (
-        f"{data_dir}: 4 frames of 32 x 32, uniform, png; 2 classes; fingerprint {info.fingerprint[:16]}"
+        f"{data_dir}: 4 frames of 32 x 32, uniform, png; 2 classes; decoded by {video.DECODER}; "
+        f"fingerprint {info.fingerprint[:16]}"
     )
     assert [line.split()[:5] for line in lines[1:4]] == [
         ["train", "8", "clips", "2", "shards"],
@@ -119,7 +120,7 @@ def test_a_dataset_is_summarized_and_verified(
     ]
     assert lines[4:] == [
         "  source videos: 1 to 16 frames, median 6.5",
-        "  5 clips shorter than 4 frames; 0 video headers with another frame count than was decoded",
+        "  5 clips shorter than 4 frames; 0 videos with damaged frames",
         "  long   train     4  val     1  test     3",
         "  short  train     4  val     1  test     3",
         "  skipped: 0",

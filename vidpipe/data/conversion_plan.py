@@ -15,6 +15,7 @@ from vidpipe.config import SPLITS, ConversionConfig, fingerprint, to_dict
 from vidpipe.data.manifest import VideoRow
 from vidpipe.data.records import SCHEMA_VERSION
 from vidpipe.data.shards import shard_name
+from vidpipe.data.video import DECODER
 
 # Measured on natural frames of 224 pixels; JPEG with quality 95. The number of shards follows from it.
 _BYTES_PER_PIXEL = {"jpeg": 0.4, "png": 2.0, "raw": 3.0}
@@ -61,6 +62,7 @@ def dataset_settings(
     listed = [[row.video_id, row.label_name, row.split, row.group] for row in rows]
     return {
         "schema_version": SCHEMA_VERSION,
+        "decoder": DECODER,
         "clip": to_dict(config.clip),
         "encoding": config.encoding,
         "jpeg_quality": config.jpeg_quality if config.encoding == "jpeg" else None,

@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 from pebble import ProcessExpired, ProcessPool
 
 from vidpipe.data import video
-from vidpipe.data.skip_reason import Failure, SkipReason
+from vidpipe.data.skip_reason import OUT_OF_MEMORY, Failure, SkipReason, VideoReadError
 
 # Videos in progress per process: enough that a slow video does not stop the others; bounds our own memory.
 _IN_FLIGHT_PER_PROCESS = 4
@@ -137,7 +137,7 @@ class ReaderPool:
             failure = _crashed(error.exitcode)
         except BrokenProcessPool:
             failure = _crashed(None)
-        except (video.VideoReadError, OSError, MemoryError) as error:
+        except (VideoReadError, OSError, MemoryError) as error:
             failure = _failure(error)
         return Result(request, failure=failure)
 
@@ -192,17 +192,17 @@ def _send_all(
         try:
             for value in function(*arguments):
                 sender.send(value)
-        except (video.VideoReadError, OSError, MemoryError) as error:
+        except (VideoReadError, OSError, MemoryError) as error:
             sender.send(_failure(error))
         sender.send(None)
 
 
-def _failure(error: video.VideoReadError | OSError | MemoryError) -> Failure:
-    if isinstance(error, video.VideoReadError):
+def _failure(error: VideoReadError | OSError | MemoryError) -> Failure:
+    if isinstance(error, VideoReadError):
         return error.failure
     if isinstance(error, OSError):
         return Failure(SkipReason.CANNOT_OPEN, f"cannot be read: {error.strerror}")
-    return video.OUT_OF_MEMORY
+    return OUT_OF_MEMORY
 
 
 def _timed_out(timeout_sec: float) -> Failure:

@@ -3,13 +3,9 @@
 Counts go in and indices come out: no files, no tensors, no state, so every rule here can be checked by hand.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable
 
 import numpy as np
-
-_Item = TypeVar("_Item")
 
 
 def uniform_indices(video_num_frames: int, num_frames: int) -> np.ndarray:
@@ -123,39 +119,33 @@ def windows_at(time_sec: float, *, window_sec: float, hop_sec: float) -> range:
     return range(max(0, (time - window) // hop + 1), time // hop + 1)
 
 
-def windowed(
-    timed_items: Iterable[tuple[float, _Item]], *, window_sec: float, hop_sec: float
-) -> Iterator[tuple[int, list[_Item]]]:
-    """Groups items by the windows of `windows_at`, keeping only the items of one window in memory.
+def window_ranges(times: np.ndarray, *, window_sec: float, hop_sec: float) -> list[tuple[int, int, int]]:
+    """Lists the frames of each time window of `windows_at`.
 
     Args:
-      timed_items: (seconds from the first frame, item), times ascending.
+      times: float64 [n], seconds from the first frame, ascending; n >= 1.
       window_sec: as in `windows_at`.
       hop_sec: as in `windows_at`.
 
-    Yields:
-      The number of a window and its items, as soon as a later item shows that the window is complete. Windows
-      without items are left out. The first window that contains the last item is the last one: later windows
-      would repeat a part of it.
+    Returns:
+      (number of the window, its first frame, the frame after its last one). Windows without frames are left
+      out. The first window that contains the last frame is the last one: later ones would repeat a part.
 
-    >>> list(windowed([(0, "a"), (1, "b"), (2, "c")], window_sec=2, hop_sec=1))
-    [(0, ['a', 'b']), (1, ['b', 'c'])]
+    >>> window_ranges(np.array([0, 1, 2]), window_sec=2, hop_sec=1)
+    [(0, 0, 2), (1, 1, 3)]
     """
-    pending: deque[tuple[range, _Item]] = deque()
-    current = 0
-    for time_sec, item in timed_items:
-        windows = windows_at(time_sec, window_sec=window_sec, hop_sec=hop_sec)
-        while pending and current < windows.start:
-            yield current, [each for within, each in pending if current in within]
-            current += 1
-            while pending and pending[0][0].stop <= current:
-                pending.popleft()
-        if windows:
-            if not pending:
-                current = windows.start
-            pending.append((windows, item))
-    if pending:
-        yield current, [item for _, item in pending]
+    last = windows_at(float(times[-1]), window_sec=window_sec, hop_sec=hop_sec).stop
+    micros = np.rint(times * 1_000_000).astype(np.int64)
+    window, hop = round(window_sec * 1_000_000), round(hop_sec * 1_000_000)
+    starts = hop * np.arange(last, dtype=np.int64)
+    ranges = []
+    bounds = np.searchsorted(micros, starts), np.searchsorted(micros, starts + window)
+    for number, (start, stop) in enumerate(zip(*(bound.tolist() for bound in bounds), strict=True)):
+        if start < stop:
+            ranges.append((number, start, stop))
+        if stop == len(times) and start < stop:
+            break
+    return ranges
 
 
 def clock(time_sec: float) -> str:

@@ -24,7 +24,7 @@ INFO_NAME = "dataset_info.json"
 VIDEOS_NAME = "videos.csv"
 VIDEO_COLUMNS = (
     "video_id", "split", "label", "group", "status", "reason", "message", "shard", "position",
-    "frames_claimed", "frames_decoded", "read_to_end", "frames_kept", "fps", "height", "width",
+    "frames_shown", "frames_damaged", "frames_kept", "fps", "height", "width", "unconverted",
 )  # fmt: skip
 
 

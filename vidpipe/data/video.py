@@ -1,58 +1,33 @@
-"""Video files to RGB frames and back: the only importer of OpenCV. Outside this module colours are RGB.
-
-Frames are decoded in order: `grab()` for each frame, `retrieve()` only for those wanted. OpenCV's seeking is
-not frame-accurate, and its frame count comes from the file's header and can be wrong.
-"""
+"""Video files to clips, and frames to bytes. Outside of this module and `pixels`, colours are RGB."""
 
 import os
 import resource
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-# FFmpeg and OpenCV report a corrupt file on stderr, once per frame; our callers name the file and the reason
-# instead. OpenCV reads these variables when it is first imported.
+# OpenCV reads these variables when it is first imported; our callers name the file and the reason instead.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 import cv2
 import numpy as np
 
 from vidpipe.config import ClipConfig, ConversionConfig
-from vidpipe.data.sampling import depends_on_length, sample_indices, windowed, windows_at
-from vidpipe.data.skip_reason import Failure, SkipReason
+from vidpipe.data.packets import Damage
+from vidpipe.data.pixels import PixelConverter, unconverted, write_resized
+from vidpipe.data.sampling import depends_on_length, sample_indices, window_ranges
+from vidpipe.data.skip_reason import OUT_OF_MEMORY, SkipReason, VideoReadError
+from vidpipe.data.video_file import ContradictionError, DecodedFrame, VideoFile, open_video
 from vidpipe.errors import VidpipeError
 
-# A container without an index (MPEG program streams, WebM) gives an estimate of its frame count, usually a
-# few frames off. A file that gives less than this fraction of the claimed frames is truncated, unless its
-# frames are spread over this fraction of its duration: a varying frame rate also makes the estimate wrong.
-MIN_READABLE_FRACTION = 0.9
-# 16384 x 16384: beyond any camera, and a frame of that size takes 800 MB.
-MAX_FRAME_PIXELS = 2**28
+# A video is unusable if more than this fraction of its frames, or of the wanted ones, is missing or damaged.
+MAX_DAMAGED_FRACTION = 0.1
 # The longest side of a stored frame, pixels: the limit of JPEG.
 MAX_FRAME_SIDE = 65500
-# For files whose header and frames give neither a rate nor times.
-ASSUMED_FPS = 25
-OUT_OF_MEMORY = Failure(SkipReason.OUT_OF_MEMORY, "needs more memory than the limit")
-
-
-class VideoReadError(VidpipeError):
-    """A video cannot be read.
-
-    Args:
-      path: the video.
-      reason: why, as a value that code can act on.
-      message: why, in a few words without the path.
-    """
-
-    def __init__(self, path: str, reason: SkipReason, message: str) -> None:
-        super().__init__(f"{path}: {message}")
-        self.path = path
-        self.failure = Failure(reason, message)
-
-    def __reduce__(self) -> tuple[type, tuple[str, SkipReason, str]]:
-        return VideoReadError, (self.path, self.failure.reason, self.failure.message)
+# Changes when the same file may give other frames or pixels than before.
+DECODER = "PyAV 1"
 
 
 class VideoWriteError(VidpipeError):
@@ -64,19 +39,19 @@ class VideoInfo:
     """Facts about a video that are known after it was read.
 
     Attributes:
-      frames_claimed: frame count according to the header; 0 or less if the header has none.
-      frames_decoded: number of frames read; the true length of the video if `read_to_end`.
-      read_to_end: False if reading stopped before the end, because all wanted frames were read.
-      fps: frames per second according to the header; 0 if the header has none.
-      height, width: size of the first wanted frame in pixels, after the rotation that the file asks for.
+      frames_shown: number of frames that the video shows.
+      frames_damaged: number of frames that are missing or damaged, of those that were looked at.
+      fps: frames per second on average; 0 if unknown.
+      height, width: size in pixels as it is shown: with square pixels, and rotated as the file asks for.
+      unconverted: what was left as it is, see `pixels.unconverted`.
     """
 
-    frames_claimed: int
-    frames_decoded: int
-    read_to_end: bool
+    frames_shown: int
+    frames_damaged: int
     fps: float
     height: int
     width: int
+    unconverted: str
 
 
 @dataclass(frozen=True)
@@ -84,7 +59,7 @@ class VideoClip:
     """The sampled frames of a video.
 
     Attributes:
-      frames: uint8 [n, H, W, 3], RGB, 0..255; n <= num_frames, H and W from `ClipConfig.frame_size`.
+      frames: uint8 [n, H, W, 3], RGB, 0..255; n <= num_frames; H and W from `ClipConfig.frame_size`.
       frame_indices: int64 [n], index of each frame in the video, ascending.
       info: facts about the video.
     """
@@ -118,32 +93,30 @@ class VideoWindow:
     Attributes:
       start_sec, end_sec: seconds from the first frame of the video; the last window ends with the video.
       frames: uint8 [n, H, W, 3], RGB, as in `VideoClip`.
-      video_sec: duration of the video according to its header; 0 if the header has none.
-      times_known: False if the file gives no times, and `ASSUMED_FPS` frames per second were assumed.
+      num_windows: number of windows of the video.
+      times_known: False if the file gives no times, and `packets.ASSUMED_FPS` frames per second were assumed.
     """
 
     start_sec: float
     end_sec: float
     frames: np.ndarray
-    video_sec: float
+    num_windows: int
     times_known: bool
 
 
 def read_clip(path: str, clip: ClipConfig) -> VideoClip:
     """Decodes the frames selected by `clip`, cropped and resized.
 
-    The indices are computed from the frame count in the header. Only if that count turns out to be wrong is
-    the video read a second time, with indices computed from the true count.
-
     Args:
-      path: a video file that OpenCV's FFmpeg can open.
+      path: a video file.
       clip: which frames, and their size.
 
     Returns:
-      The clip, with at least one frame.
+      The clip, with at least one frame. Damaged frames are left out.
 
     Raises:
-      VideoReadError: the file does not open, has no frame, ends early, or a wanted frame cannot be decoded.
+      VideoReadError: the file cannot be opened, has no video or no frame, is too large, or more than
+        `MAX_DAMAGED_FRACTION` of its frames or of the wanted ones is missing or damaged.
     """
     video_clip = _read_bgr(path, clip)
     for frame in video_clip.frames:
@@ -168,63 +141,50 @@ def read_untrusted_clip(path: str, clip: ClipConfig) -> VideoClip:
 
 
 def read_windows(path: str, clip: ClipConfig, window_sec: float, hop_sec: float) -> Iterator[VideoWindow]:
-    """Decodes a video once, in order, and samples each time window as if it were a video.
+    """Samples each time window of a video as if it were a video.
 
-    A window holds the frames whose timestamps lie in it, so the frame rate may vary. Only the frames of one
+    A window holds the frames whose times lie in it, so the frame rate may vary. Only the wanted frames of one
     window are in memory, cropped and resized.
 
     Args:
       path: as in `read_clip`.
       clip: which frames of a window, and their size.
-      window_sec: length of a window, as in `sampling.windows_at`.
-      hop_sec: time between the starts of two windows, as in `sampling.windows_at`.
+      window_sec: length of a window, as in `sampling.window_ranges`.
+      hop_sec: time between the starts of two windows, as in `sampling.window_ranges`.
 
     Yields:
-      The windows of `sampling.windowed`, at least one.
+      The windows of `sampling.window_ranges`; those without a frame that can be decoded are left out.
 
     Raises:
-      VideoReadError: as in `read_clip`; if the file ends early, after the windows that could be read.
+      VideoReadError: as in `read_clip`; after the windows that could be read.
     """
-    times: list[float] = []
-    with _open(path) as capture:
-        claimed, fps = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), float(capture.get(cv2.CAP_PROP_FPS))
-        step = 1 / (fps if fps > 0 else ASSUMED_FPS)
-        video_sec = max(0, claimed) * step
-        times_known = True
-
-        def timed_frames() -> Iterator[tuple[float, np.ndarray]]:
-            nonlocal times_known
-            image = size = None
-            for time, has_timestamp in _grab_timed(capture, step):
-                times.append(time)
-                times_known &= has_timestamp or fps > 0
-                if not windows_at(time, window_sec=window_sec, hop_sec=hop_sec):
-                    continue
-                is_readable, image = capture.retrieve(image)
-                if not is_readable:
-                    raise _corrupt_frame(path, len(times) - 1)
-                size = size or clip.frame_size(*image.shape[:2])
-                frame = np.empty((*size, 3), np.uint8)
-                _write_frame(image, frame, clip.resize)
-                yield time, frame
-
-        for index, frames in windowed(timed_frames(), window_sec=window_sec, hop_sec=hop_sec):
-            wanted = _wanted_indices(clip, len(frames))
-            sampled = np.stack([cv2.cvtColor(frames[i], cv2.COLOR_BGR2RGB) for i in wanted])
-            start = round(index * hop_sec, 6)
-            end = round(min(start + window_sec, times[-1] + step), 6)
-            yield VideoWindow(start, end, sampled, video_sec, times_known)
-        if not times:
-            raise _no_frames(path, capture)
-    # Both the count and the time of the last frame are too small; unlike in `read_clip`, gaps are allowed.
-    if len(times) < MIN_READABLE_FRACTION * claimed and times[-1] < MIN_READABLE_FRACTION * video_sec:
-        raise VideoReadError(path, SkipReason.TRUNCATED, f"ended after {len(times)} of {claimed} frames")
+    with _opencv_errors(path), open_video(path) as file:
+        start_sec = -1.0
+        if file.is_exact and file.order is not None:
+            try:
+                windows = _Windows(file, file.order, clip, window_sec, hop_sec)
+                for window in windows.sample(file.decode(windows.wanted)):
+                    yield window
+                    start_sec = window.start_sec
+                _check_loss(file)
+                return
+            except ContradictionError:
+                pass
+        damage = Damage(file.packets, file.loss)
+        packet_numbers = np.array([frame.packet for frame in file.decode_in_order(damage)], np.int64)
+        _check_frames(file, len(packet_numbers))
+        windows = _Windows(file, packet_numbers, clip, window_sec, hop_sec)
+        frames = file.decode_in_order(Damage(file.packets, file.loss))
+        yield from (window for window in windows.sample(frames) if window.start_sec > start_sec)
+        _check_loss(file)
+        _check_damage(file, len(packet_numbers), damage)
 
 
 def read_encoded_clip(path: str, clip: ClipConfig, encoding: str, jpeg_quality: int) -> EncodedClip:
     """Reads a clip as `read_clip` does and encodes its frames; a decoding process calls this."""
     video_clip = _read_bgr(path, clip)
-    encoded = [_encode_bgr(frame, encoding, jpeg_quality) for frame in video_clip.frames]
+    with _opencv_errors(path):
+        encoded = [_encode_bgr(frame, encoding, jpeg_quality) for frame in video_clip.frames]
     height, width = video_clip.frames.shape[1:3]
     return EncodedClip(encoded, height, width, video_clip.frame_indices, video_clip.info)
 
@@ -278,57 +238,187 @@ def limit_memory(megabytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (megabytes << 20, resource.RLIM_INFINITY))
 
 
-class _Decoded(NamedTuple):
-    """Result of one pass over a video.
+def _read_bgr(path: str, clip: ClipConfig) -> VideoClip:
+    """Reads a clip as `read_clip` does, but with BGR frames, as OpenCV encodes them."""
+    with _opencv_errors(path), open_video(path) as file:
+        _check_loss(file)
+        if file.is_exact:
+            try:
+                return _read_exact(file, clip)
+            except ContradictionError:
+                pass
+        return _read_in_order(file, clip)
 
-    Attributes:
-      frames: uint8 [n, H, W, 3], BGR: the wanted frames that the video has, cropped and resized.
-      num_read: number of frames read, wanted or not.
-      read_to_end: whether the video ended.
-      height, width: size of the first wanted frame before it was cropped and resized, pixels.
+
+def _read_exact(file: VideoFile, clip: ClipConfig) -> VideoClip:
+    wanted = _wanted_indices(clip, file.num_frames)
+    frames = _FrameBuffer(file, wanted, clip)
+    for frame in file.decode(wanted):
+        frames.add(frame)
+    return frames.clip(file.num_frames, Damage(file.packets, file.loss))
+
+
+def _read_in_order(file: VideoFile, clip: ClipConfig) -> VideoClip:
+    needs_length = depends_on_length(clip.sampling, clip.frame_stride)
+    # For a rule that does not depend on the length, assume one that is long enough.
+    length = file.num_frames if needs_length else clip.num_frames * (clip.frame_stride or 1)
+    while True:
+        damage = Damage(file.packets, file.loss)
+        wanted = _wanted_indices(clip, max(1, length))
+        frames = _FrameBuffer(file, wanted, clip)
+        num_frames, stopped = 0, False
+        for frame in file.decode_in_order(damage):
+            num_frames += 1
+            frames.add(frame)
+            stopped = not needs_length and frame.index == wanted[-1]
+            if stopped:
+                break
+        num_frames = max(num_frames, file.num_frames) if stopped else num_frames
+        _check_frames(file, num_frames)
+        _check_damage(file, num_frames, damage)
+        if not needs_length or num_frames == length:
+            return frames.clip(num_frames, damage)
+        length = num_frames
+
+
+class _FrameBuffer:
+    """The wanted frames of a clip, cropped and resized as they come.
+
+    Args:
+      file: the video.
+      wanted: int64 [n], ascending.
+      clip: the size of the frames.
     """
 
-    frames: np.ndarray
-    num_read: int
-    read_to_end: bool
-    height: int
-    width: int
+    def __init__(self, file: VideoFile, wanted: np.ndarray, clip: ClipConfig) -> None:
+        self._file, self._wanted, self._clip = file, wanted, clip
+        self._converter = PixelConverter(file.sample_aspect_ratio)
+        self._is_wanted = frozenset(wanted.tolist())
+        self._frames = np.empty((0, 0, 0, 3), np.uint8)
+        self._indices: list[int] = []
+        self._num_damaged = 0
+        self._height, self._width = 0, 0
+        self._unconverted = ""
 
-
-def _read_bgr(path: str, clip: ClipConfig) -> VideoClip:
-    """Reads a clip as `read_clip` does, but with BGR frames, as OpenCV decodes and encodes them."""
-    needs_length = depends_on_length(clip.sampling, clip.frame_stride)
-    with _open(path) as capture:
-        claimed = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        fps = float(capture.get(cv2.CAP_PROP_FPS))
-        # For a rule that does not depend on the length, assume one that is long enough: the claim may be
-        # too small.
-        length = max(1, claimed) if needs_length else clip.num_frames * (clip.frame_stride or 1)
-        wanted = _wanted_indices(clip, length)
-        decoded = _decode(capture, path, wanted, clip, read_to_end=needs_length)
-    num_read, read_to_end = decoded.num_read, decoded.read_to_end
-    expected = claimed if needs_length else min(claimed, int(wanted[-1]) + 1)
-    if num_read < MIN_READABLE_FRACTION * expected:
-        duration_sec = claimed / fps if fps else 0
-        if not _covers_duration(_frame_times(path), duration_sec):
-            raise VideoReadError(path, SkipReason.TRUNCATED, f"ended after {num_read} of {expected} frames")
-    if needs_length and num_read != length:
-        wanted = _wanted_indices(clip, num_read)
-        with _open(path) as capture:
-            decoded = _decode(capture, path, wanted, clip, read_to_end=False)
-        if len(decoded.frames) < len(wanted):
-            raise VideoReadError(
-                path, SkipReason.TRUNCATED, "has a different number of frames each time it is read"
+    def add(self, frame: DecodedFrame) -> None:
+        """Takes a frame if it is wanted and not damaged."""
+        if frame.index not in self._is_wanted:
+            return
+        if frame.is_damaged:
+            self._num_damaged += 1
+            return
+        image = self._converter.convert(frame.picture)
+        if not self._indices:
+            self._height, self._width = image.shape[:2]
+            self._unconverted = unconverted(frame.picture)
+            self._frames = np.empty(
+                (len(self._wanted), *_stored_size(self._file.path, image, self._clip), 3), np.uint8
             )
-    info = VideoInfo(
-        frames_claimed=claimed,
-        frames_decoded=num_read,
-        read_to_end=read_to_end,
-        fps=fps,
-        height=decoded.height,
-        width=decoded.width,
-    )
-    return VideoClip(decoded.frames, wanted[: len(decoded.frames)], info)
+        write_resized(image, self._frames[len(self._indices)], self._clip.resize)
+        self._indices.append(frame.index)
+
+    def clip(self, num_frames: int, damage: Damage) -> VideoClip:
+        """Makes the clip of a video of `num_frames` frames."""
+        num_wanted = len(self._indices) + self._num_damaged
+        if self._num_damaged > MAX_DAMAGED_FRACTION * num_wanted:
+            raise VideoReadError(
+                self._file.path,
+                SkipReason.DAMAGED,
+                f"{self._num_damaged} of the {num_wanted} wanted frames are damaged",
+            )
+        info = VideoInfo(
+            frames_shown=num_frames,
+            frames_damaged=damage.num_missing + damage.num_damaged,
+            fps=self._file.fps,
+            height=self._height,
+            width=self._width,
+            unconverted=self._unconverted,
+        )
+        count = len(self._indices)
+        return VideoClip(self._frames[:count], np.array(self._indices, np.int64), info)
+
+
+class _Windows:
+    """The time windows of a video.
+
+    Args:
+      file: the video.
+      packet_numbers: the packet of each frame, in the order of presentation.
+      clip, window_sec, hop_sec: as in `read_windows`.
+    """
+
+    def __init__(
+        self, file: VideoFile, packet_numbers: np.ndarray, clip: ClipConfig, window_sec: float, hop_sec: float
+    ) -> None:
+        self._file, self._clip, self._window_sec, self._hop_sec = file, clip, window_sec, hop_sec
+        times, self._times_known = file.frame_times(packet_numbers)
+        self._end_sec = times[-1] + (np.median(np.diff(times)) if len(times) > 1 else file.step_sec)
+        self._indices = {
+            number: start + _wanted_indices(clip, stop - start)
+            for number, start, stop in window_ranges(times, window_sec=window_sec, hop_sec=hop_sec)
+        }
+        self.wanted = np.unique(np.concatenate(list(self._indices.values())))
+
+    def sample(self, decoded: Iterable[DecodedFrame]) -> Iterator[VideoWindow]:
+        """Yields each window as soon as its last wanted frame is decoded."""
+        converter = PixelConverter(self._file.sample_aspect_ratio)
+        is_wanted = frozenset(self.wanted.tolist())
+        pending = deque(self._indices.items())
+        frames: dict[int, np.ndarray] = {}
+        size = None
+        for decoded_frame in decoded:
+            index = decoded_frame.index
+            if index in is_wanted and not decoded_frame.is_damaged:
+                image = converter.convert(decoded_frame.picture)
+                size = size or _stored_size(self._file.path, image, self._clip)
+                frame = np.empty((*size, 3), np.uint8)
+                write_resized(image, frame, self._clip.resize)
+                frames[index] = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+            while pending and pending[0][1][-1] <= index:
+                number, indices = pending.popleft()
+                readable = [frames[index] for index in indices.tolist() if index in frames]
+                first_needed = pending[0][1][0] if pending else index + 1
+                frames = {index: frame for index, frame in frames.items() if index >= first_needed}
+                if readable:
+                    start = round(number * self._hop_sec, 6)
+                    end = round(min(start + self._window_sec, self._end_sec), 6)
+                    yield VideoWindow(start, end, np.stack(readable), len(self._indices), self._times_known)
+
+
+def _check_loss(file: VideoFile) -> None:
+    """Raises a VideoReadError if too many packets are missing."""
+    found, missing = len(file.packets.pts), file.loss.num_missing
+    if missing > MAX_DAMAGED_FRACTION * (found + missing):
+        total = found + missing
+        if file.loss.is_at_end:
+            raise VideoReadError(file.path, SkipReason.TRUNCATED, f"ended after {found} of {total} packets")
+        raise VideoReadError(file.path, SkipReason.DAMAGED, f"{missing} of {total} packets are missing")
+
+
+def _check_frames(file: VideoFile, num_frames: int) -> None:
+    """Raises a VideoReadError if a video has no frames."""
+    if num_frames == 0:
+        raise VideoReadError(
+            file.path, SkipReason.NO_FRAMES, f"opens but has no frame that can be decoded ({file.codec})"
+        )
+
+
+def _check_damage(file: VideoFile, num_frames: int, damage: Damage) -> None:
+    """Raises a VideoReadError if too many frames are missing or damaged."""
+    bad, total = damage.num_missing + damage.num_damaged, num_frames + damage.num_missing
+    if bad > MAX_DAMAGED_FRACTION * total:
+        raise VideoReadError(file.path, SkipReason.DAMAGED, f"{bad} of {total} frames are missing or damaged")
+
+
+@contextmanager
+def _opencv_errors(path: str) -> Iterator[None]:
+    """Raises errors of OpenCV in the block as a VideoReadError."""
+    try:
+        yield
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise VideoReadError(path, OUT_OF_MEMORY.reason, OUT_OF_MEMORY.message) from error
+        raise VideoReadError(path, SkipReason.DAMAGED, f"OpenCV failed: {error.err}") from error
 
 
 def _wanted_indices(clip: ClipConfig, video_num_frames: int) -> np.ndarray:
@@ -340,144 +430,18 @@ def _wanted_indices(clip: ClipConfig, video_num_frames: int) -> np.ndarray:
     )
 
 
+def _stored_size(path: str, image: np.ndarray, clip: ClipConfig) -> tuple[int, int]:
+    """Returns the (height, width) of the stored frames of a video, given its first frame."""
+    height, width = clip.frame_size(*image.shape[:2])
+    if max(height, width) > MAX_FRAME_SIDE:
+        raise VideoReadError(
+            path, SkipReason.TOO_LARGE, f"larger than the limit: {height} x {width} pixels to store"
+        )
+    return height, width
+
+
 def _encode_bgr(frame: np.ndarray, encoding: str, jpeg_quality: int) -> bytes:
     if encoding == "raw":
         return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB).tobytes()
     suffix, flags = (".jpg", [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]) if encoding == "jpeg" else (".png", [])
     return cv2.imencode(suffix, frame, flags)[1].tobytes()
-
-
-@contextmanager
-def _open(path: str) -> Iterator[cv2.VideoCapture]:
-    """Opens a video for a block; errors of OpenCV inside the block become a VideoReadError."""
-    if not Path(path).is_file():
-        raise VideoReadError(path, SkipReason.NOT_FOUND, "no such file")
-    if path != path.encode(errors="replace").decode():  # OpenCV would crash
-        raise VideoReadError(path, SkipReason.CANNOT_OPEN, "has a path that is not UTF-8")
-    # CAP_FFMPEG: with its default backends OpenCV takes `img_01.png` for the start of an image sequence.
-    # One thread: for many videos, one process per core is faster than threads within a video.
-    capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-    # Off by default: videos recorded on phones would be rotated by 90 degrees.
-    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
-    try:
-        if not capture.isOpened():
-            raise VideoReadError(path, SkipReason.CANNOT_OPEN, "does not open as a video")
-        pixels = capture.get(cv2.CAP_PROP_FRAME_HEIGHT) * capture.get(cv2.CAP_PROP_FRAME_WIDTH)
-        if pixels > MAX_FRAME_PIXELS:
-            raise VideoReadError(
-                path, SkipReason.TOO_LARGE, f"larger than the limit: {pixels:.0f} pixels in a frame"
-            )
-        yield capture
-    except MemoryError as error:
-        raise VideoReadError(path, OUT_OF_MEMORY.reason, OUT_OF_MEMORY.message) from error
-    except cv2.error as error:
-        if error.code == cv2.Error.StsNoMem:
-            raise VideoReadError(path, OUT_OF_MEMORY.reason, OUT_OF_MEMORY.message) from error
-        raise VideoReadError(path, SkipReason.CORRUPT_FRAME, f"OpenCV failed: {error.err}") from error
-    finally:
-        capture.release()
-
-
-def _grab_timed(capture: cv2.VideoCapture, step: float) -> Iterator[tuple[float, bool]]:
-    """Grabs all frames in order.
-
-    Yields:
-      The time of a frame in seconds from the first one, and whether it is the frame's own timestamp. A frame
-      whose timestamp is missing, or not later than the frame before it, follows after `step` seconds.
-    """
-    if not capture.grab():
-        return
-    first, time = capture.get(cv2.CAP_PROP_POS_MSEC), 0.0
-    yield time, True
-    while capture.grab():
-        timestamp = (capture.get(cv2.CAP_PROP_POS_MSEC) - first) / 1000
-        has_timestamp = timestamp > time
-        time = timestamp if has_timestamp else time + step
-        yield time, has_timestamp
-
-
-def _frame_times(path: str) -> list[float]:
-    """Reads the time of each frame in seconds; 0 for a frame without a timestamp."""
-    times = []
-    with _open(path) as capture:
-        while capture.grab():
-            times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
-    return times
-
-
-def _covers_duration(times: list[float], duration_sec: float) -> bool:
-    """Whether frames cover the duration without a long gap, at its end or before."""
-    gaps = np.diff(sorted([*times, duration_sec]))
-    return gaps.max() < (1 - MIN_READABLE_FRACTION) * duration_sec
-
-
-def _no_frames(path: str, capture: cv2.VideoCapture) -> VideoReadError:
-    code = int(capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF
-    codec = code.to_bytes(4, "little").decode("latin-1").strip("\0 ")
-    return VideoReadError(
-        path, SkipReason.NO_FRAMES, f"opens but has no frame that OpenCV can decode (codec {codec})"
-    )
-
-
-def _corrupt_frame(path: str, index: int) -> VideoReadError:
-    return VideoReadError(path, SkipReason.CORRUPT_FRAME, f"frame {index} of the video cannot be decoded")
-
-
-def _decode(
-    capture: cv2.VideoCapture, path: str, wanted: np.ndarray, clip: ClipConfig, *, read_to_end: bool
-) -> _Decoded:
-    """Decodes the wanted frames that the video has, cropped and resized.
-
-    Args:
-      capture: at the start of the video.
-      path: names the video in errors.
-      wanted: int64 [n], ascending.
-      clip: the size of the frames.
-      read_to_end: count all frames of the video, instead of stopping after the last wanted one.
-    """
-    frames = np.empty((0, 0, 0, 3), np.uint8)
-    count, num_read, height, width = 0, 0, 0, 0
-    image = None  # reused for every frame
-    while read_to_end or count < len(wanted):
-        if not capture.grab():
-            if num_read == 0:
-                raise _no_frames(path, capture)
-            return _Decoded(frames[:count], num_read, True, height, width)
-        if count < len(wanted) and num_read == wanted[count]:
-            is_readable, image = capture.retrieve(image)
-            if not is_readable:
-                raise _corrupt_frame(path, num_read)
-            if count == 0:
-                height, width = image.shape[:2]
-                frames = _allocate(path, len(wanted), clip.frame_size(height, width))
-            _write_frame(image, frames[count], clip.resize)
-            count += 1
-        num_read += 1
-    return _Decoded(frames[:count], num_read, False, height, width)
-
-
-def _allocate(path: str, count: int, size: tuple[int, int]) -> np.ndarray:
-    """Makes the array of a clip: uint8 [count, height, width, 3]."""
-    height, width = size
-    if max(height, width) > MAX_FRAME_SIDE:
-        raise VideoReadError(
-            path, SkipReason.TOO_LARGE, f"larger than the limit: {height} x {width} pixels to store"
-        )
-    return np.empty((count, height, width, 3), np.uint8)
-
-
-def _write_frame(image: np.ndarray, frame: np.ndarray, resize: str) -> None:
-    """Resizes `image`, or its centre square, into `frame`."""
-    if resize == "crop":
-        height, width = image.shape[:2]
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        image = image[top : top + side, left : left + side]
-    if image.shape != frame.shape:
-        # Linear interpolation reads 2 x 2 pixels: from half size down it skips some and aliases. INTER_AREA
-        # averages all of them at five times the cost, so it is used only where needed.
-        is_halved = min(image.shape[:2]) >= 2 * min(frame.shape[:2])
-        interpolation = cv2.INTER_AREA if is_halved else cv2.INTER_LINEAR
-        cv2.resize(image, (frame.shape[1], frame.shape[0]), dst=frame, interpolation=interpolation)
-    else:
-        frame[:] = image

@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from vidpipe.config import ClipConfig, ConfigError, ConversionConfig, PredictionConfig
 from vidpipe.data import process_pool, video
+from vidpipe.data.packets import ASSUMED_FPS
 from vidpipe.data.skip_reason import Failure
 from vidpipe.display import figures
 from vidpipe.inference.predict import (
@@ -93,12 +93,14 @@ def predict_windows(
     first = next(stream)
     if isinstance(first, video.VideoWindow) and not first.times_known:
         _log.warning(
-            "%s has no frame rate and no timestamps; assuming %d frames per second.", path, video.ASSUMED_FPS
+            "%s has no frame rate and no timestamps; assuming %d frames per second.", path, ASSUMED_FPS
         )
     items = itertools.chain([first], stream)
     predictions: list[WindowPrediction] = []
     failure = None
-    with Progress(path, _expected_windows(first, config), "windows", closing_line=False) as progress:
+    with Progress(
+        path, 0 if isinstance(first, Failure) else first.num_windows, "windows", closing_line=False
+    ) as progress:
         while batch := list(itertools.islice(items, config.batch_size)):
             failure = next((item for item in batch if isinstance(item, Failure)), None)
             windows = [item for item in batch if not isinstance(item, Failure)]
@@ -153,13 +155,6 @@ def leading_spans(windows: Sequence[WindowPrediction]) -> list[tuple[float, floa
     leaders = [(name, next(group)) for name, group in itertools.groupby(windows, lambda each: each.predicted)]
     ends = [window.start_sec for _, window in leaders[1:]] + [windows[-1].end_sec]
     return [(first.start_sec, end, name) for (name, first), end in zip(leaders, ends, strict=True)]
-
-
-def _expected_windows(first: video.VideoWindow | Failure, config: PredictionConfig) -> int:
-    """The number of windows by the file's header, for the progress bar."""
-    if isinstance(first, Failure):
-        return 0
-    return math.ceil(max(0, first.video_sec - config.window_sec) / config.hop_sec) + 1
 
 
 def _write_table(path: Path, windows: Sequence[WindowPrediction], classes: Sequence[str]) -> None:
