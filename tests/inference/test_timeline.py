@@ -116,10 +116,10 @@ def test_without_times_25_frames_are_a_second(tmp_path: Path, monkeypatch: pytes
     path = write_colours(tmp_path / "a.avi", [RED] * 50, fps=10)
     read_packets = VideoFile._read_packets
 
-    def timeless(file: VideoFile) -> tuple[Packets, Loss]:
-        packets, loss = read_packets(file)
+    def timeless(file: VideoFile) -> tuple[Packets, np.ndarray | None, Loss]:
+        packets, order, loss = read_packets(file)
         packets.pts[:], file.fps = np.nan, 0.0
-        return packets, loss
+        return packets, order, loss
 
     monkeypatch.setattr(VideoFile, "_read_packets", timeless)
     windows = list(video.read_windows(path, CLIP, 0.2, 1))

@@ -11,6 +11,9 @@ ASSUMED_FPS = 25
 # Where times may jump, because recordings were joined, a longer step is a jump and not a pause (the default
 # of ffmpeg's -dts_delta_threshold).
 _JUMP_SEC = 10
+_VOP_START_CODE = b"\0\0\1\xb6"
+# A smaller packet of MPEG-4, bytes, may say no more than that its frame is not coded.
+_SMALLEST_VOP = 16
 # A step between two frames that is longer than this many usual steps may be a gap.
 _GAP_STEPS = 1.5
 
@@ -68,6 +71,35 @@ class Packets:
         steps = np.diff(times)
         is_known = (steps > 0) & ~((steps > _JUMP_SEC) & may_jump)
         return np.concatenate([[0.0], np.cumsum(np.where(is_known, steps, step_sec))]), bool(is_known.all())
+
+
+def is_b_vop(data: bytes) -> bool | None:
+    """Whether an MPEG-4 packet holds a B-frame (ISO/IEC 14496-2, 6.2.5); None if not one coded frame."""
+    start = data.find(_VOP_START_CODE)
+    if len(data) < _SMALLEST_VOP or start < 0 or data.find(_VOP_START_CODE, start + 4) >= 0:
+        return None
+    return data[start + 4] >> 6 == 2
+
+
+def order_of_vops(is_b_frame: np.ndarray) -> np.ndarray | None:
+    """Returns the order of presentation of MPEG-4 frames that are stored without times.
+
+    A B-frame is shown as it is stored; another frame is shown when the next one of its kind is stored.
+
+    Args:
+      is_b_frame: bool [p], in the order of the file.
+
+    Returns:
+      int64 [p], the numbers of the packets; None if the video begins with B-frames that cannot be decoded.
+    """
+    references = np.flatnonzero(~is_b_frame)
+    if len(references) == 0 or is_b_frame[: references[1] if len(references) > 1 else None].any():
+        return None
+    shown_at = np.arange(len(is_b_frame))
+    shown_at[references[:-1]] = references[1:]
+    shown_at[references[-1]] = len(is_b_frame)
+    # Where a frame is shown when another one is stored, it comes before it.
+    return np.lexsort((is_b_frame, shown_at))
 
 
 @dataclass(frozen=True)
@@ -149,7 +181,8 @@ class Damage:
     """
 
     def __init__(self, packets: Packets, loss: Loss) -> None:
-        self._keyframes = np.flatnonzero(packets.is_keyframe)
+        numbers = np.arange(len(packets.is_keyframe))
+        self._keyframe_of = np.maximum.accumulate(np.where(packets.is_keyframe, numbers, 0))
         self._starts = [number - 0.5 for number in loss.before]
         self.num_missing = loss.num_missing
         self.num_damaged = 0
@@ -163,8 +196,7 @@ class Damage:
         """Whether the frame of a packet is damaged; `is_corrupt` is what the decoder says of it."""
         if is_corrupt:
             bisect.insort(self._starts, number)
-        keyframe = self._keyframes[: np.searchsorted(self._keyframes, number, side="right")]
         nearest = bisect.bisect_right(self._starts, number) - 1
-        is_damaged = nearest >= 0 and self._starts[nearest] >= (keyframe[-1] if len(keyframe) else 0)
+        is_damaged = nearest >= 0 and self._starts[nearest] >= self._keyframe_of[number]
         self.num_damaged += is_damaged
         return is_damaged

@@ -160,7 +160,7 @@ def read_windows(path: str, clip: ClipConfig, window_sec: float, hop_sec: float)
     """
     with _opencv_errors(path), open_video(path) as file:
         start_sec = -1.0
-        if file.is_exact and file.order is not None:
+        if file.order is not None:
             try:
                 windows = _Windows(file, file.order, clip, window_sec, hop_sec)
                 for window in windows.sample(file.decode(windows.wanted)):
@@ -242,7 +242,7 @@ def _read_bgr(path: str, clip: ClipConfig) -> VideoClip:
     """Reads a clip as `read_clip` does, but with BGR frames, as OpenCV encodes them."""
     with _opencv_errors(path), open_video(path) as file:
         _check_loss(file)
-        if file.is_exact:
+        if file.order is not None:
             try:
                 return _read_exact(file, clip)
             except ContradictionError:

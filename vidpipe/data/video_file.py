@@ -23,7 +23,16 @@ import av.subtitles.stream
 import numpy as np
 from av.stream import Discard, Disposition
 
-from vidpipe.data.packets import ASSUMED_FPS, Damage, Loss, Packets, loss_by_index, loss_by_time
+from vidpipe.data.packets import (
+    ASSUMED_FPS,
+    Damage,
+    Loss,
+    Packets,
+    is_b_vop,
+    loss_by_index,
+    loss_by_time,
+    order_of_vops,
+)
 from vidpipe.data.skip_reason import OUT_OF_MEMORY, SkipReason, VideoReadError
 
 # 16384 x 16384: beyond any camera, and a frame of that size takes 800 MB.
@@ -41,7 +50,7 @@ _OPTIONS = {
     "protocol_whitelist": "file",
     "format_whitelist": f"{_VIDEO_FORMATS},{_SOUND_FORMATS}",
 }
-# They store the time of each frame and mark keyframes reliably. Elsewhere (AVI with B-frames, MPEG streams) a
+# They store when each frame is shown, and mark keyframes reliably. Elsewhere (MPEG streams, most AVI files) a
 # seek gives neighbouring frames.
 _SEEKABLE_FORMATS = frozenset({"mov", "matroska"})
 # They have an index of all packets.
@@ -96,8 +105,8 @@ class VideoFile:
       packets: what the pass over the packets found.
       loss: packets that the container names and the file does not have.
       num_frames: number of frames that the packets promise.
-      order: int64 [num_frames], the packet of each frame in the order of presentation; None if unknown.
-      is_exact: whether times and keyframes tell where each frame is, so that `decode` can be tried.
+      order: int64 [num_frames], the packet of each frame in the order of presentation; None if only decoding
+        in order tells it.
     """
 
     def __init__(
@@ -113,10 +122,8 @@ class VideoFile:
         self._decoder.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
         self._format = container.format.name.split(",")[0]
         self._time_base = float(stream.time_base)
-        self._kept: list[av.Packet] | None = []
-        self.packets, self.loss = self._read_packets()
-        self.order = self.packets.presentation_order()
-        self.is_exact = self._format in _SEEKABLE_FORMATS and self.order is not None
+        self._kept: list[av.Packet] | None = None
+        self.packets, self.order, self.loss = self._read_packets()
         self.num_frames = int(self.packets.is_shown.sum())
 
     @property
@@ -190,12 +197,16 @@ class VideoFile:
 
     def _by_keyframe(self, numbers: Iterable[int]) -> dict[int, list[int]]:
         """Groups packets by the keyframe that decoding has to start from."""
-        keyframes, pts = np.flatnonzero(self.packets.is_keyframe), self.packets.pts
+        assert self.order is not None
+        keyframes = np.flatnonzero(self.packets.is_keyframe)
+        shown_at = self.packets.pts
+        if self._format not in _SEEKABLE_FORMATS:  # AVI has no times of presentation
+            shown_at = np.argsort(self.order)
         groups: dict[int, list[int]] = {}
         for number in numbers:
             nearest = int(np.searchsorted(keyframes, number, side="right")) - 1
             # A frame that is shown before a keyframe but stored after it may refer to frames before it.
-            while nearest >= 0 and pts[keyframes[nearest]] > pts[number]:
+            while nearest >= 0 and shown_at[keyframes[nearest]] > shown_at[number]:
                 nearest -= 1
             if nearest < 0:
                 raise ContradictionError
@@ -226,7 +237,7 @@ class VideoFile:
         if self._kept is not None:
             yield from enumerate(self._kept[keyframe:], keyframe)
             return
-        pts, dts = self.packets.pts, self.packets.dts
+        pts, dts, position = self.packets.pts, self.packets.dts, self.packets.position
         target = pts[keyframe] if np.isnan(dts[keyframe]) else dts[keyframe]
         try:
             self._container.seek(round(target / self._time_base), stream=self._stream)
@@ -234,40 +245,55 @@ class VideoFile:
             raise ContradictionError from error
         number = None
         for packet in _demux(self._container, self._stream):
-            time = _seconds(packet.pts, self._time_base)
             if number is None:
-                (landed,) = np.nonzero(pts[: keyframe + 1] == time)
-                if not len(landed) or not packet.is_keyframe:
+                (landed,) = np.nonzero(position[: keyframe + 1] == packet.pos)
+                if not len(landed) or not self.packets.is_keyframe[landed[-1]]:
                     raise ContradictionError
                 number = int(landed[-1])
-            if number >= len(pts) or pts[number] != time:
+            if number >= len(position) or position[number] != packet.pos:
                 raise ContradictionError
             yield number, packet
             number += 1
 
-    def _read_packets(self) -> tuple[Packets, Loss]:
+    def _read_packets(self) -> tuple[Packets, np.ndarray | None, Loss]:
         """Passes over all packets; those of a small video stay in memory."""
-        num_listed = len(self._stream.index_entries)
-        rows: list[tuple[float, float, bool, bool, int, bool]] = []
-        kept_bytes, num_reports = 0, len(self._log)
+        num_listed, num_reports = len(self._stream.index_entries), len(self._log)
+        is_vp8 = self.codec == "vp8"
+        has_vops = self._format == "avi" and self.codec == "mpeg4"
+        times, flags, positions, suspects, is_b_frame = [], [], [], [], []
+        kept, kept_bytes = [], 0
         for packet in _demux(self._container, self._stream):
-            is_suspect = packet.is_corrupt or self._reports_damage(num_reports)
+            times.append((packet.pts, packet.dts))
+            # VP8 stores frames that are only referred to as packets; the bit tells (RFC 6386, 9.1).
+            is_hidden = packet.is_discard or (is_vp8 and not memoryview(packet)[0] & 0x10)
+            flags.append((packet.is_keyframe, not is_hidden))
+            positions.append(packet.pos)
+            if has_vops:
+                is_b_frame.append(is_b_vop(bytes(packet)))
+            suspects.append(
+                packet.is_corrupt or (len(self._log) > num_reports and self._reports_damage(num_reports))
+            )
             num_reports = len(self._log)
-            is_shown = not packet.is_discard
-            if self.codec == "vp8":
-                # VP8 stores frames that are only referred to as packets; the bit tells (RFC 6386, 9.1).
-                is_shown &= bool(memoryview(packet)[0] & 0x10)
-            pts, dts = _seconds(packet.pts, self._time_base), _seconds(packet.dts, self._time_base)
-            rows.append((pts, dts, packet.is_keyframe, is_shown, packet.pos or -1, is_suspect))
             kept_bytes += packet.size
-            if kept_bytes > _MAX_KEPT_BYTES:
-                self._kept = None
-            if self._kept is not None:
-                self._kept.append(packet)
-        if not rows:
+            if kept_bytes <= _MAX_KEPT_BYTES:
+                kept.append(packet)
+            else:
+                kept.clear()
+        if not times:
             raise VideoReadError(self.path, SkipReason.NO_FRAMES, "has a video stream without frames")
-        packets = Packets(*(np.array(column) for column in zip(*rows, strict=True)))
-        return packets, self._find_loss(packets, num_listed, ended_early=self._reports_damage(num_reports))
+        self._kept = kept or None
+        pts, dts = np.array(times, np.float64).T * self._time_base
+        is_keyframe, is_shown = np.array(flags).T
+        position = np.array([-1 if position is None else position for position in positions])
+        packets = Packets(pts, dts, is_keyframe, is_shown, position, np.array(suspects))
+        order = None
+        if self._format in _SEEKABLE_FORMATS:
+            order = packets.presentation_order()
+        elif has_vops and is_keyframe[0] and None not in is_b_frame:
+            order = order_of_vops(np.array(is_b_frame))
+        loss = self._find_loss(packets, num_listed, ended_early=self._reports_damage(num_reports))
+        # What follows a gap may refer to what is missing, which only decoding in order takes into account.
+        return packets, None if loss.before else order, loss
 
     def _find_loss(self, packets: Packets, num_listed: int, *, ended_early: bool) -> Loss:
         num_packets = len(packets.pts)
