@@ -34,6 +34,10 @@ def test_the_info_of_a_shard_describes_its_file(tmp_path: Path) -> None:
     assert info.sha256 == files.sha256_of(tmp_path / "a.tfrecord")
     records = tf.data.TFRecordDataset(str(tmp_path / "a.tfrecord"))
     assert [record.numpy() for record in records] == [b"one", b"three"]
+    with tf.io.TFRecordWriter(str(tmp_path / "b.tfrecord")) as writer:
+        writer.write(b"one")
+        writer.write(b"three")
+    assert (tmp_path / "a.tfrecord").read_bytes() == (tmp_path / "b.tfrecord").read_bytes()
 
 
 def test_info_round_trip(data_dir: str, info: shards.DatasetInfo, tmp_path: Path, synced: set[int]) -> None:

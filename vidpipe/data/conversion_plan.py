@@ -13,7 +13,7 @@ from typing import Any
 
 from vidpipe.config import SPLITS, ConversionConfig, fingerprint, to_dict
 from vidpipe.data.manifest import VideoRow
-from vidpipe.data.records import SCHEMA_VERSION
+from vidpipe.data.record_encoding import SCHEMA_VERSION
 from vidpipe.data.shards import shard_name
 from vidpipe.data.video import DECODER
 

@@ -19,19 +19,18 @@ from typing import Any
 import tensorflow as tf
 from filelock import Timeout
 
-from vidpipe.config import SPLITS, ClipConfig, ConversionConfig, differences, fingerprint
+from vidpipe.config import SPLITS, ConversionConfig, differences, fingerprint
 from vidpipe.data import conversion_state, shards, video
 from vidpipe.data.conversion_plan import ShardPlan, dataset_settings, plan_conversion
 from vidpipe.data.conversion_state import SourceState
 from vidpipe.data.manifest import VideoRow, class_names, read_manifest
 from vidpipe.data.process_pool import ReaderPool, Result
-from vidpipe.data.records import SCHEMA_VERSION, encode_clip
+from vidpipe.data.record_encoding import SCHEMA_VERSION, ClipRecord, ReadEncodedClip, read_record
 from vidpipe.data.skip_reason import Failure, SkipReason
 from vidpipe.errors import VidpipeError, first_line
 from vidpipe.progress import Progress
 from vidpipe.storage import files, remote
 
-ReadEncodedClip = Callable[[str, ClipConfig, str, int], video.EncodedClip]
 MakeShards = Callable[["Sequence[ShardPlan]", ConversionConfig, Sequence[str], ReadEncodedClip], None]
 
 _NOT_FOUND = Failure(SkipReason.NOT_FOUND, "not found under video_dir")
@@ -79,7 +78,7 @@ class _Request:
     source: SourceState
 
 
-_Result = Result[_Request, video.EncodedClip]
+_Result = Result[_Request, ClipRecord]
 
 
 def convert(
@@ -144,9 +143,9 @@ def make_shards_here(
         memory_mb=config.worker_memory_mb,
     )
     with pool, Progress("Converting", total, "videos") as progress:
-        results = _counted(_read_in_order(pool, plans, config, read), progress)
+        results = _counted(_read_in_order(pool, plans, config, classes, read), progress)
         for plan in plans:
-            _write_shard(plan, itertools.islice(results, len(plan.rows)), config, classes)
+            _write_shard(plan, itertools.islice(results, len(plan.rows)), config)
 
 
 def _convert_locked(
@@ -178,22 +177,28 @@ def _convert_locked(
 
 
 def _read_in_order(
-    pool: ReaderPool, plans: Sequence[ShardPlan], config: ConversionConfig, read: ReadEncodedClip
+    pool: ReaderPool,
+    plans: Sequence[ShardPlan],
+    config: ConversionConfig,
+    classes: Sequence[str],
+    read: ReadEncodedClip,
 ) -> Iterator[_Result]:
     """Yields the result of every planned video, in order."""
     video_dir = Path(config.manifest.video_dir)
     rows = [row for plan in plans for row in plan.rows]
+    labels = {name: index for index, name in enumerate(classes)}
 
     def requests() -> Iterator[_Request]:
         for row in rows:
             if row.path:
                 yield _Request(row, conversion_state.source_state(str(video_dir), row))
 
-    def arguments(request: _Request) -> tuple[str, ClipConfig, str, int]:
-        path = str(video_dir / request.row.path)
-        return path, config.clip, config.encoding, config.jpeg_quality
+    def arguments(request: _Request) -> tuple[Any, ...]:
+        row = request.row
+        how = (read, str(video_dir / row.path), config.clip, config.encoding, config.jpeg_quality)
+        return *how, labels[row.label_name], row.label_name, row.video_id
 
-    results = pool.read_in_order(read, requests(), arguments)
+    results = pool.read_in_order(read_record, requests(), arguments)
     for row in rows:
         yield next(results) if row.path else Result(_Request(row, None), failure=_NOT_FOUND)
 
@@ -206,9 +211,7 @@ def _counted(results: Iterable[_Result], progress: Progress) -> Iterator[_Result
         yield result
 
 
-def _write_shard(
-    plan: ShardPlan, results: Iterable[_Result], config: ConversionConfig, classes: Sequence[str]
-) -> None:
+def _write_shard(plan: ShardPlan, results: Iterable[_Result], config: ConversionConfig) -> None:
     """Writes one shard from the results of its videos, in order, and then its state."""
     videos: list[dict[str, Any]] = []
 
@@ -216,20 +219,11 @@ def _write_shard(
         position = 0
         for result in results:
             videos.append(_video_row(result, plan.name, position))
-            row, clip = result.request.row, result.value
+            row, record = result.request.row, result.value
             if result.failure is not None:
                 _log.warning("Skipped %s: %s", row.video_id, result.failure.message)
-            if clip is not None:
-                yield encode_clip(
-                    clip.encoded_frames,
-                    frame_indices=clip.frame_indices,
-                    label=classes.index(row.label_name),
-                    label_name=row.label_name,
-                    video_id=row.video_id,
-                    encoding=config.encoding,
-                    height=clip.height,
-                    width=clip.width,
-                )
+            if record is not None:
+                yield record.example
                 position += 1
 
     info = shards.write_shard(posixpath.join(config.output_dir, plan.name), examples())
@@ -250,7 +244,7 @@ def _video_row(result: _Result, shard: str, position: int) -> dict[str, Any]:
     return (
         common
         | {"status": "ok", "shard": shard, "position": position}
-        | {"frames_kept": len(result.value.encoded_frames)}
+        | {"frames_kept": result.value.frames_kept}
         | dataclasses.asdict(result.value.info)
     )
 

@@ -5,17 +5,20 @@ counts, sizes and digests in dataset_info.json do.
 """
 
 import csv
+import hashlib
 import json
 import posixpath
+import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import tensorflow as tf
 
 from vidpipe.config import SPLITS, ClipConfig, from_dict
-from vidpipe.data.records import SCHEMA_VERSION
+from vidpipe.data.record_encoding import SCHEMA_VERSION
 from vidpipe.errors import VidpipeError, first_line
 from vidpipe.storage import files, remote
 from vidpipe.storage.remote import Address
@@ -87,14 +90,31 @@ def write_shard(address: Address, examples: Iterable[bytes]) -> ShardInfo:
       address: address of the shard; an older file there is replaced.
       examples: serialized clips.
     """
-    clips = 0
+    clips = size = 0
+    digest = hashlib.sha256()
     with files.staged(address) as temporary:
-        with tf.io.TFRecordWriter(str(temporary)) as writer:
+        with temporary.open("wb") as file:
             for example in examples:
-                writer.write(example)
+                for part in _tfrecord(example):
+                    file.write(part)
+                    digest.update(part)
+                    size += len(part)
                 clips += 1
-        size, sha256 = temporary.stat().st_size, files.sha256_of(temporary)
-        return ShardInfo(posixpath.basename(address), clips, size, sha256)
+        return ShardInfo(posixpath.basename(address), clips, size, digest.hexdigest())
+
+
+def _tfrecord(example: bytes) -> tuple[bytes, bytes, bytes]:
+    """Frames a record as tensorflow/core/lib/io/record_writer.h says: length, data, and a checksum of each.
+
+    Written here and not by tf.io.TFRecordWriter, to compute the digest of the shard without reading it again.
+    """
+    length = struct.pack("<Q", len(example))
+    return length + _masked_crc(length), example, _masked_crc(example)
+
+
+def _masked_crc(data: bytes) -> bytes:
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32)
 
 
 def shard_names_in(data_dir: Address) -> list[str]:

@@ -260,32 +260,37 @@ class VideoFile:
         num_listed, num_reports = len(self._stream.index_entries), len(self._log)
         is_vp8 = self.codec == "vp8"
         has_vops = self._format == "avi" and self.codec == "mpeg4"
-        times, flags, positions, suspects, is_b_frame = [], [], [], [], []
+        pts, dts, is_keyframe, is_shown, positions = [], [], [], [], []
+        is_suspect, is_b_frame = [], []
         kept, kept_bytes = [], 0
         for packet in _demux(self._container, self._stream):
-            times.append((packet.pts, packet.dts))
+            pts.append(packet.pts)
+            dts.append(packet.dts)
+            is_keyframe.append(packet.is_keyframe)
             # VP8 stores frames that are only referred to as packets; the bit tells (RFC 6386, 9.1).
-            is_hidden = packet.is_discard or (is_vp8 and not memoryview(packet)[0] & 0x10)
-            flags.append((packet.is_keyframe, not is_hidden))
+            is_shown.append(not packet.is_discard and not (is_vp8 and not memoryview(packet)[0] & 0x10))
             positions.append(packet.pos)
+            has_reports = len(self._log) > num_reports and self._reports_damage(num_reports)
+            is_suspect.append(packet.is_corrupt or has_reports)
+            num_reports = len(self._log)
             if has_vops:
                 is_b_frame.append(is_b_vop(bytes(packet)))
-            suspects.append(
-                packet.is_corrupt or (len(self._log) > num_reports and self._reports_damage(num_reports))
-            )
-            num_reports = len(self._log)
             kept_bytes += packet.size
             if kept_bytes <= _MAX_KEPT_BYTES:
                 kept.append(packet)
             else:
                 kept.clear()
-        if not times:
+        if not pts:
             raise VideoReadError(self.path, SkipReason.NO_FRAMES, "has a video stream without frames")
         self._kept = kept or None
-        pts, dts = np.array(times, np.float64).T * self._time_base
-        is_keyframe, is_shown = np.array(flags).T
-        position = np.array([-1 if position is None else position for position in positions])
-        packets = Packets(pts, dts, is_keyframe, is_shown, position, np.array(suspects))
+        packets = Packets(
+            pts=np.array(pts, np.float64) * self._time_base,
+            dts=np.array(dts, np.float64) * self._time_base,
+            is_keyframe=np.array(is_keyframe),
+            is_shown=np.array(is_shown),
+            position=np.array([-1 if position is None else position for position in positions]),
+            is_suspect=np.array(is_suspect),
+        )
         order = None
         if self._format in _SEEKABLE_FORMATS:
             order = packets.presentation_order()
