@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vidpipe.data.packets import Damage, Loss, Packets, loss_by_index, loss_by_time
+from vidpipe.data.packets import Damage, Loss, Packets, is_b_vop, loss_by_index, loss_by_time, order_of_vops
 
 NAN = float("nan")
 
@@ -39,6 +39,38 @@ def test_frames_are_shown_in_the_order_of_their_times() -> None:
 )
 def test_times_that_do_not_tell_the_order(packets: Packets) -> None:
     assert packets.presentation_order() is None
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        pytest.param("PPP", [0, 1, 2], id="no B-frames"),
+        pytest.param("PPBPBB", [0, 2, 1, 4, 5, 3], id="B-frames"),
+        pytest.param("P", [0], id="one frame"),
+        pytest.param("PBP", None, id="a B-frame after one reference"),
+        pytest.param("BPP", None, id="begins with a B-frame"),
+        pytest.param("BB", None, id="B-frames only"),
+    ],
+)
+def test_the_order_of_mpeg4_frames(kinds: str, expected: list[int] | None) -> None:
+    order = order_of_vops(np.array([kind == "B" for kind in kinds]))
+    assert (None if order is None else order.tolist()) == expected
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("000001b6 50", False),
+        ("000001b6 10", False),
+        ("000001b6 90", True),
+        ("000001b3 00 000001b6 80", True),
+    ],
+)
+def test_the_type_of_an_mpeg4_frame(header: str, expected: bool) -> None:
+    data = bytes.fromhex(header.replace(" ", ""))
+    assert is_b_vop(data + bytes(16)) == expected
+    assert is_b_vop(data) is None  # may be a frame that is not coded
+    assert is_b_vop(bytes(40)) is None
 
 
 @pytest.mark.parametrize(

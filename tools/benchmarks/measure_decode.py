@@ -3,19 +3,35 @@
 read and encode, SAMPLING
     against OpenCV's bare calls: grabbing the frames up to the last one of the clip, and encoding its frames
 read, SAMPLING
-    against PyAV and decord, which are given the frame indices and run on one thread
+    against OpenCV, PyAV and decord, which are given the frame indices and run on one thread; OpenCV grabs up
+    to the last frame and retrieves the wanted ones
 read, head
     against the notebook's loader, which decodes, crops and resizes every frame and keeps the first T
 
-A round reads each video 21 times. A hundred videos are enough.
+read, N s of H.264
+    the same against OpenCV, on a generated video of 640 x 360 pixels with a keyframe every 10 s
+timeline, N s of H.264
+    reading every window of the video, against decoding each of its frames once with PyAV and nothing else
+
+A round reads each video 25 times. A hundred videos are enough.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 from measurement import Rounds, Row, Workload, cpu_ms, make_row
-from references import ReadSameClip, grab_and_encode, installed_readers, read_as_notebook
-from vidpipe.config import ClipConfig, ConversionConfig
+from references import (
+    ReadSameClip,
+    decode_everything,
+    grab_and_encode,
+    installed_readers,
+    read_as_notebook,
+    read_with_opencv,
+)
+from video_folders import generate_long_video
+from vidpipe.config import ClipConfig, ConversionConfig, PredictionConfig
 from vidpipe.data import video
 
 _ReadClip = Callable[[str, ClipConfig], object]
@@ -24,7 +40,7 @@ _ReadClip = Callable[[str, ClipConfig], object]
 def measure(workload: Workload) -> Iterator[Row]:
     """Measures two samplings against the bare calls and the installed libraries, one against the notebook."""
     uniform, head = ClipConfig(sampling="uniform"), ClipConfig(sampling="head")
-    readers = installed_readers()
+    readers = {"OpenCV": read_with_opencv} | installed_readers()
 
     def row(what: str, reference: str, clip: ClipConfig, read: _ReadClip, read_same: ReadSameClip) -> Row:
         rounds = _compare(workload.paths, clip, read, read_same, workload.repeats)
@@ -37,6 +53,23 @@ def measure(workload: Workload) -> Iterator[Row]:
         for name, read_same in readers.items():
             yield row(f"read, {clip.sampling}", name, clip, video.read_clip, read_same)
     yield row("read, head", "notebook's loader", head, video.read_clip, read_as_notebook)
+    with tempfile.TemporaryDirectory() as folder:
+        long_videos = {
+            seconds: generate_long_video(Path(folder), seconds) for seconds in workload.video_seconds
+        }
+        for seconds, path in long_videos.items():
+            rounds = _compare([path], uniform, video.read_clip, read_with_opencv, workload.repeats)
+            what = f"read, {seconds} s of H.264"
+            yield make_row(what, unit="CPU ms/clip", reference="OpenCV", rounds=rounds)
+        seconds, path = list(long_videos.items())[1]
+        rounds = _compare([path], uniform, _read_windows, decode_everything, workload.repeats)
+        what = f"timeline, {seconds} s of H.264"
+        yield make_row(what, unit="CPU ms/video", reference="bare decoding", rounds=rounds)
+
+
+def _read_windows(path: str, clip: ClipConfig) -> None:
+    for _ in video.read_windows(path, clip, PredictionConfig.window_sec, PredictionConfig.hop_sec):
+        pass
 
 
 def _read_and_encode(path: str, clip: ClipConfig) -> object:

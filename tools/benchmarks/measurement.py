@@ -26,6 +26,7 @@ class Workload:
       clip: of model and train: `num_frames` and `image_size`. The other benchmarks use the defaults.
       batch_size: of model: clips per training step.
       on_gpu: whether TensorFlow sees a GPU.
+      video_seconds: of decode: lengths of the generated H.264 videos, seconds.
       video_dir: folder of the source videos; model needs none.
       videos: the videos in it.
     """
@@ -34,6 +35,7 @@ class Workload:
     clip: ClipConfig = field(default_factory=ClipConfig)
     batch_size: int = 2
     on_gpu: bool = False
+    video_seconds: tuple[int, ...] = (2, 600, 3600)
     video_dir: str = ""
     videos: tuple[VideoRow, ...] = ()
 

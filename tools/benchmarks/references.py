@@ -50,6 +50,32 @@ def grab_and_encode(path: str, clip: VideoClip) -> None:
         cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, ConversionConfig.jpeg_quality])
 
 
+def read_with_opencv(path: str, clip: VideoClip) -> np.ndarray:
+    """Reads the clip with OpenCV: grabs the frames up to its last one, and retrieves the wanted ones."""
+    frames = np.empty_like(clip.frames)
+    capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    image, grabbed = None, -1
+    for index, frame in zip(clip.frame_indices.tolist(), frames, strict=True):
+        while grabbed < index:
+            capture.grab()
+            grabbed += 1
+        _, image = capture.retrieve(image)
+        _write_centre_square(image, frame)
+    capture.release()
+    return frames
+
+
+def decode_everything(path: str, _clip: VideoClip) -> None:
+    """Decodes every frame with PyAV, and does nothing with it."""
+    import av
+
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type, stream.thread_count = "NONE", 1
+        for _ in container.decode(stream):
+            pass
+
+
 def read_with_pyav(path: str, clip: VideoClip) -> np.ndarray:
     """Reads the clip with PyAV, see `decode_with_pyav`."""
     frames = np.empty_like(clip.frames)

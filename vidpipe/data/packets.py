@@ -12,6 +12,8 @@ ASSUMED_FPS = 25
 # of ffmpeg's -dts_delta_threshold).
 _JUMP_SEC = 10
 _VOP_START_CODE = b"\0\0\1\xb6"
+# The headers before a frame of MPEG-4 fit into this many bytes.
+VOP_HEADER_BYTES = 1024
 # A smaller packet of MPEG-4, bytes, may say no more than that its frame is not coded.
 _SMALLEST_VOP = 16
 # A step between two frames that is longer than this many usual steps may be a gap.
@@ -74,9 +76,16 @@ class Packets:
 
 
 def is_b_vop(data: bytes) -> bool | None:
-    """Whether an MPEG-4 packet holds a B-frame (ISO/IEC 14496-2, 6.2.5); None if not one coded frame."""
+    """Whether an MPEG-4 packet holds a B-frame (ISO/IEC 14496-2, 6.2.5).
+
+    Args:
+      data: the begin of a packet, at least `VOP_HEADER_BYTES` of it if it is as long.
+
+    Returns:
+      None if it holds no coded frame. Such packets also show that others hold two frames.
+    """
     start = data.find(_VOP_START_CODE)
-    if len(data) < _SMALLEST_VOP or start < 0 or data.find(_VOP_START_CODE, start + 4) >= 0:
+    if len(data) < _SMALLEST_VOP or not 0 <= start < len(data) - 4:
         return None
     return data[start + 4] >> 6 == 2
 

@@ -25,6 +25,7 @@ from av.stream import Discard, Disposition
 
 from vidpipe.data.packets import (
     ASSUMED_FPS,
+    VOP_HEADER_BYTES,
     Damage,
     Loss,
     Packets,
@@ -154,7 +155,7 @@ class VideoFile:
         assert self.order is not None
         index_of = dict(zip(self.order[indices].tolist(), indices.tolist(), strict=True))
         for keyframe, numbers in self._by_keyframe(index_of).items():
-            wanted, last, given = set(numbers), max(numbers), 0
+            wanted, missing, last = set(numbers), set(numbers), max(numbers)
             self._decoder.flush_buffers()
             for number, packet in self._packets_from(keyframe):
                 if self.codec in _SKIPPING_DECODERS:
@@ -164,13 +165,13 @@ class VideoFile:
                     pictures += self._pictures(None)
                 for picture in pictures:
                     if picture.pts in wanted:
-                        if picture.is_corrupt:
+                        if picture.is_corrupt or picture.pts not in missing:
                             raise ContradictionError
-                        given += 1
+                        missing.remove(picture.pts)
                         yield DecodedFrame(index_of[picture.pts], picture.pts, picture, is_damaged=False)
                 if number == last:
                     break
-            if given < len(wanted):
+            if missing:
                 raise ContradictionError
 
     def decode_in_order(self, damage: Damage) -> Iterator[DecodedFrame]:
@@ -274,7 +275,7 @@ class VideoFile:
             is_suspect.append(packet.is_corrupt or has_reports)
             num_reports = len(self._log)
             if has_vops:
-                is_b_frame.append(is_b_vop(bytes(packet)))
+                is_b_frame.append(is_b_vop(bytes(memoryview(packet)[:VOP_HEADER_BYTES])))
             kept_bytes += packet.size
             if kept_bytes <= _MAX_KEPT_BYTES:
                 kept.append(packet)
