@@ -1,6 +1,7 @@
 """Finding and decoding frames: the fast way gives what decoding everything gives, and damage is found."""
 
 import itertools
+import socket
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from synthetic import brightness_frames, frame_indices_of, write_brightness_video, write_coded_video
 from vidpipe.config import ClipConfig
-from vidpipe.data import video
+from vidpipe.data import video, video_file
 from vidpipe.data.packets import Damage, Loss, Packets
 from vidpipe.data.skip_reason import SkipReason
 from vidpipe.data.video_file import VideoFile, open_video
@@ -294,6 +295,8 @@ def test_hidden_frames_of_an_edit_list_are_not_shown(tmp_path: Path) -> None:
         step = round(Fraction(1, 25) / container.streams.video[0].time_base)
     data[entry + 4 : entry + 8] = (media_time + 8 * step).to_bytes(4, "big")
     path.write_bytes(data)
+    with open_video(str(path)) as file:
+        assert (file.num_frames, file.order is None) == (12, False)
     for clip, expected in (
         (_ALL, list(range(8, 20))),
         (ClipConfig(num_frames=3, image_size=32), [10, 14, 18]),
@@ -336,6 +339,48 @@ def test_after_a_lost_packet_no_frame_is_wrong(tmp_path: Path, suffix: str, code
     else:
         assert clip.info.frames_damaged == damage.num_missing + damage.num_damaged
         assert len(clip.frames) == sum(not is_damaged for is_damaged, _ in found)
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "head"])
+def test_a_frame_that_the_decoder_marks_is_left_out(tmp_path: Path, sampling: str) -> None:
+    """Half of a packet is zeros: the decoder conceals what is missing, and marks the frame."""
+    path = tmp_path / "a.mp4"
+    options = {"g": "4", "bf": "0", "sc_threshold": "1000000000"}
+    write_coded_video(path, "mpeg4", "yuv420p", _FRAMES, options=options)
+    with open_video(str(path)) as file:
+        start, stop = file.packets.position[[9, 10]].tolist()
+    data = bytearray(path.read_bytes())
+    data[(start + stop) // 2 : stop] = bytes(stop - (start + stop) // 2)
+    path.write_bytes(data)
+    clip = video.read_clip(str(path), ClipConfig(num_frames=40, sampling=sampling, image_size=32))
+    # Packet 9 and those that may refer to it, up to the keyframe in packet 12.
+    assert clip.frame_indices.tolist() == [*range(9), *range(12, 40)]
+    assert (clip.info.frames_shown, clip.info.frames_damaged) == (40, 3)
+
+
+def test_a_recording_that_starts_inside_a_group_of_pictures_starts_at_its_first_keyframe(
+    tmp_path: Path,
+) -> None:
+    write_coded_video(
+        tmp_path / "a.mkv", "libx264", "yuv420p", brightness_frames(20), options={"g": "8", "bf": "0"}
+    )
+    with av.open(str(tmp_path / "a.mkv")) as source, av.open(str(tmp_path / "b.ts"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(source.demux(video=0)):
+            if packet.size and number >= 3:
+                packet.stream = stream
+                target.mux(packet)
+    path = str(tmp_path / "b.ts")
+    with open_video(path) as file:
+        assert file.num_frames == 17
+    for clip, expected in (
+        (_ALL, list(range(8, 20))),
+        (ClipConfig(num_frames=3, image_size=32), [10, 14, 18]),
+        (ClipConfig(num_frames=2, image_size=32, sampling="head"), [8, 9]),
+    ):
+        read = video.read_clip(path, clip)
+        assert frame_indices_of(read.frames) == expected
+        assert read.info.frames_damaged == 0
 
 
 @pytest.mark.parametrize(
@@ -421,6 +466,20 @@ def test_files_that_name_other_files_are_refused(tmp_path: Path, name: str, suff
     with pytest.raises(video.VideoReadError, match="does not open as a video") as raised:
         video.read_clip(str(path), _ALL)
     assert raised.value.failure.reason == SkipReason.CANNOT_OPEN
+
+
+def test_no_address_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if a playlist were an allowed format."""
+    monkeypatch.setitem(video_file._OPTIONS, "format_whitelist", "hls")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        segment = f"http://127.0.0.1:{server.getsockname()[1]}/a.ts"
+        path = tmp_path / "a.m3u8"
+        path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{segment}\n#EXT-X-ENDLIST\n")
+        with pytest.raises(video.VideoReadError):
+            video.read_clip(str(path), _ALL)
+        with pytest.raises(TimeoutError):
+            server.accept()
 
 
 def test_a_file_that_grows_while_it_is_read_is_named(tmp_path: Path) -> None:
