@@ -51,6 +51,8 @@ _OPTIONS = {
     "protocol_whitelist": "file",
     "format_whitelist": f"{_VIDEO_FORMATS},{_SOUND_FORMATS}",
 }
+# PyAV before 19 fails at metadata that is not UTF-8, unless it is told to replace it.
+_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 # They store when each frame is shown, and mark keyframes reliably. Elsewhere (MPEG streams, most AVI files) a
 # seek gives neighbouring frames.
 _SEEKABLE_FORMATS = frozenset({"mov", "matroska"})
@@ -359,7 +361,7 @@ def open_video(path: str) -> Iterator[VideoFile]:
 @contextmanager
 def _open_stream(path: str) -> Iterator[tuple[Any, av.VideoStream]]:
     # With "file:", a colon in the name is no address and a dash at its start no option.
-    with av.open(f"file:{path}", options=_OPTIONS, metadata_errors="replace") as container:
+    with av.open(f"file:{path}", options=_OPTIONS, **_METADATA) as container:
         stream = _choose_stream(path, container)
         for other in container.streams:
             if other is not stream:
