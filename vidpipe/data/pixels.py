@@ -85,10 +85,11 @@ def _display_matrix(picture: av.VideoFrame) -> np.ndarray | None:
 
     The stored pixel (x, y) is shown at (x, y) @ matrix, but for the origin (see libavutil/display.h).
     """
-    for data in picture.side_data:
-        if data.type == SideDataType.DISPLAYMATRIX:
-            return np.frombuffer(data, np.int32)[:6].reshape(2, 3)[:, :2]
-    return None
+    try:
+        data = picture.side_data[SideDataType.DISPLAYMATRIX]
+    except KeyError:
+        return None
+    return np.frombuffer(data, np.int32)[:6].reshape(2, 3)[:, :2]
 
 
 def _is_transposed(matrix: np.ndarray | None) -> bool:
