@@ -358,6 +358,23 @@ def test_a_frame_that_the_decoder_marks_is_left_out(tmp_path: Path, sampling: st
     assert (clip.info.frames_shown, clip.info.frames_damaged) == (40, 3)
 
 
+def test_a_decoder_that_fails_at_the_end_loses_the_frames_that_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_coded_video(tmp_path / "a.ts", "mpeg2video", "yuv420p", brightness_frames(12), options={"bf": "0"})
+    pictures = VideoFile._pictures
+
+    def failing(self: VideoFile, packet: av.Packet | None, number: int = 0) -> list[av.VideoFrame]:
+        if packet is None:
+            raise video_file.ContradictionError
+        return pictures(self, packet, number)
+
+    monkeypatch.setattr(VideoFile, "_pictures", failing)
+    clip = video.read_clip(str(tmp_path / "a.ts"), _ALL)
+    assert frame_indices_of(clip.frames) == list(range(11))
+    assert clip.info.frames_damaged == 1
+
+
 def test_a_recording_that_starts_inside_a_group_of_pictures_starts_at_its_first_keyframe(
     tmp_path: Path,
 ) -> None:

@@ -4,6 +4,7 @@ A pass over the packets, without decoding, gives the number of frames, their tim
 are not believed: durations and frame counts are wrong in many healthy files.
 """
 
+import itertools
 import logging
 import re
 from collections.abc import Iterable, Iterator
@@ -184,8 +185,9 @@ class VideoFile:
         """
         self._decoder.flush_buffers()
         self._decoder.skip_frame = "DEFAULT"
-        index, number = 0, 0
-        for number, packet in self._all_packets():
+        index = 0
+        end = [(len(self.packets.pts) - 1, None)]  # makes the decoder give the frames that it still holds
+        for number, packet in itertools.chain(self._all_packets(), end):
             try:
                 pictures = self._pictures(packet, number)
             except ContradictionError:
@@ -194,9 +196,6 @@ class VideoFile:
             for picture in pictures:
                 yield _judged(index, picture, number, damage)
                 index += 1
-        for picture in self._pictures(None):
-            yield _judged(index, picture, number, damage)
-            index += 1
 
     def _by_keyframe(self, numbers: Iterable[int]) -> dict[int, list[int]]:
         """Groups packets by the keyframe that decoding has to start from."""
