@@ -12,6 +12,8 @@ from av.video.reformatter import ColorRange, Colorspace, ColorTrc
 from synthetic import brightness_frames, write_coded_video
 from vidpipe.config import ClipConfig
 from vidpipe.data import video
+from vidpipe.data.pixels import PixelConverter
+from vidpipe.data.skip_reason import VideoReadError
 
 # Luma coefficients of red and blue: ITU-R BT.601-7, BT.709-6, BT.2020-2.
 _COEFFICIENTS = {"601": (0.299, 0.114), "709": (0.2126, 0.0722), "2020": (0.2627, 0.0593)}
@@ -94,6 +96,25 @@ def test_unmarked_colours_are_bt601(tmp_path: Path) -> None:
     assert np.abs(frame.astype(int) - (220, 30, 30)).max() <= 2
 
 
+@pytest.mark.parametrize("ratio", [1, 2])
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv420p10le"])
+def test_an_edge_between_colours_stays_where_it_is(tmp_path: Path, pixel_format: str, ratio: int) -> None:
+    """Chroma is interpolated for 10 bits and for wide pixels; the edge at half the width must not move."""
+
+    def set_ratio(stream: Any) -> None:
+        stream.codec_context.sample_aspect_ratio = ratio
+
+    frames = np.full((2, 48, 64, 3), (200, 90, 128), np.uint8)
+    frames[:, :, 32:] = (60, 160, 128)
+    options = {"qp": "0"}
+    path = tmp_path / "a.mp4"
+    write_coded_video(path, "libx264", pixel_format, frames, options=options, prepare=set_ratio)
+    clip = video.read_clip(str(path), ClipConfig(num_frames=1, image_size=48, resize="short_side"))
+    assert clip.frames.shape == (1, 48, 64 * ratio, 3)
+    left, right = np.split(clip.frames[0, 24].astype(int), 2)
+    np.testing.assert_allclose(left + right[::-1], np.tile(left[0] + right[-1], (len(left), 1)), atol=2)
+
+
 @pytest.mark.parametrize("codec", ["ffv1", "qtrle", "png"])
 def test_transparent_pixels_are_shown_over_black(tmp_path: Path, codec: str) -> None:
     """Opaque, half transparent and transparent thirds of a red frame."""
@@ -174,6 +195,28 @@ def test_transfer_curves_are_named(tmp_path: Path, curve: ColorTrc, expected: st
         options={"x265-params": "log-level=none"},
     )  # fmt: skip
     assert video.read_clip(str(tmp_path / "a.mp4"), ClipConfig(image_size=32)).info.unconverted == expected
+
+
+@pytest.mark.parametrize(("matrix", "name"), [(8, "YCgCo"), (12, "matrix 12 of H.273"), (14, "ICtCp")])
+def test_other_matrices_are_taken_for_bt601_and_named(tmp_path: Path, matrix: int, name: str) -> None:
+    planes = [_yuv((220, 30, 30), "601", full=False, bits=8)]
+    _write_planes(tmp_path / "a.mp4", "libx264", "yuv420p", planes, colorspace=matrix)
+    clip = video.read_clip(str(tmp_path / "a.mp4"), ClipConfig(image_size=32))
+    assert np.abs(clip.frames[0].astype(int) - (220, 30, 30)).max() <= 3
+    assert clip.info.unconverted == f"colours ({name})"
+
+
+def test_pixels_that_cannot_be_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: PixelConverter, picture: av.VideoFrame) -> np.ndarray:
+        raise av.error.ArgumentError(22, "Invalid argument")
+
+    path = tmp_path / "a.mp4"
+    write_coded_video(path, "libx264", "yuv420p", brightness_frames(3))
+    monkeypatch.setattr(PixelConverter, "convert", fail)
+    with pytest.raises(
+        VideoReadError, match=r"a\.mp4: FFmpeg cannot convert its pixels \(Invalid argument\)"
+    ):
+        video.read_clip(str(path), ClipConfig())
 
 
 def test_interlaced_video_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Benchmarks: the rows of each, notices about missing libraries, and references that do the same work."""
 
 import json
+import logging
 import math
 import os
 import pickle
@@ -16,6 +17,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import shallow_vgg16
 
 import benchmark
 import measure_decode
@@ -30,6 +32,7 @@ from vidpipe.config import ClipConfig, ClipSpec, ModelConfig
 from vidpipe.data import video
 from vidpipe.model.backbone import freeze_blocks
 from vidpipe.model.heads import HEADS, feature_extractor
+from vidpipe.training import train
 
 SCRIPT = Path(benchmark.__file__)
 SPEC = ClipSpec(num_frames=2, height=32, width=32)
@@ -553,9 +556,14 @@ def test_time_distributed_is_the_same_model_with_a_copy_for_each_frame() -> None
 
 
 @pytest.mark.benchmark
+@pytest.mark.usefixtures("quick_steps")
 def test_train_measures_epochs_and_the_job_of_the_notebook(
-    few_videos: Path, capsys: pytest.CaptureFixture
+    few_videos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    for module in (measure_train, measurement):
+        monkeypatch.setattr(module, "in_fresh_process", _in_this_process)
+    monkeypatch.setattr(keras.applications, "VGG16", shallow_vgg16)
+    monkeypatch.setattr(logging.getLogger(train.__name__), "level", logging.NOTSET)  # restores it afterwards
     rows, printed = _run("train", few_videos, capsys, "--image_size=32", "--num_frames=12")
     assert _names(rows) == [
         ("features and epoch 1", "a later epoch", "wall ms/clip"),

@@ -85,7 +85,13 @@ def test_videos_become_an_evaluated_model(installed: Path, tmp_path: Path, video
     )
     printed = _run(installed, "vidpipe", "inspect", "--data_dir=records", "--verify", cwd=tmp_path)
     assert "Verified: " in printed
-    train = ("--data_dir=records", "--run_dir=run", "--backbone_weights=none", "--epochs=1")
+    train = (
+        "--data_dir=records",
+        "--run_dir=run",
+        "--backbone_weights=none",
+        "--epochs=1",
+        "--ensemble_size=1",
+    )
     assert "run/model.keras: epoch 1 of 1" in _run(installed, "vidpipe", "train", *train, cwd=tmp_path)
     evaluate = ("--data_dir=records", "--run_dir=run", "--split=test")
     assert "run/eval_test/report.html" in _run(installed, "vidpipe", "evaluate", *evaluate, cwd=tmp_path)

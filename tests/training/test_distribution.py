@@ -238,7 +238,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, train_config: MakeConfig) ->
         tmp_path_factory.mktemp("alone"), "block5", optimizer=optimizer, epochs=3, batch_size=6,
         checkpoint_every=1, cache_features="off", label_smoothing=0.1, class_weights="balanced",
     )  # fmt: skip
-    config = replace(config, model=replace(config.model, dropout=0.0))
+    config = replace(config, model=replace(config.model, dropout=0.0, ensemble_size=1))
     train.train(config)
     return config
 

@@ -3,9 +3,10 @@
 convert N videos, 2 workers
     wall time, against one worker
 convert a clip
-    CPU time of all processes without their start-up, against OpenCV's bare calls as in decode
+    CPU time of all processes without their start-up, against OpenCV's bare calls as in decode; with one
+    worker, since two on one core's threads slow each other down
 start-up of a conversion
-    CPU time of starting Python, TensorFlow and two workers, against the time of all clips
+    CPU time of starting Python, TensorFlow and a worker, against the time of all clips
 parent's memory, worker's memory, N videos
     peak memory of the parent and of the largest worker, against that for a tenth of the videos: it should
     not grow
@@ -58,13 +59,13 @@ def measure(workload: Workload) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as many_dir:
         link_copies(workload.paths, workload.video_dir, many_dir, _COPIES)
         for _ in range(workload.repeats):
-            few = in_fresh_process(_convert, workload.video_dir, 2)
+            few = in_fresh_process(_convert, workload.video_dir, 1)
             bare_ms = mean(_bare_ms(path) for path in workload.paths)
-            many = in_fresh_process(_convert, many_dir, 2)
-            many_by_one = in_fresh_process(_convert, many_dir, 1)
+            many = in_fresh_process(_convert, many_dir, 1)
+            many_by_two = in_fresh_process(_convert, many_dir, 2)
             # Both include one start-up, so the difference is the time of the additional clips.
             clip_sec = (many.cpu_sec - few.cpu_sec) / (num_many - num_few)
-            wall.append((many.wall_sec, many_by_one.wall_sec))
+            wall.append((many_by_two.wall_sec, many.wall_sec))
             clip.append((1000 * clip_sec, bare_ms))
             start_up.append((few.cpu_sec - num_few * clip_sec, num_few * clip_sec))
             parent.append((many.parent_mib, few.parent_mib))

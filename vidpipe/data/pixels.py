@@ -1,20 +1,25 @@
 """Decoded frames to pixels as they are meant to be seen, cropped and resized: PyAV in, OpenCV's BGR out.
 
-FFmpeg's own scaler converts the colours, as in the ffmpeg command: BT.601, BT.709 or BT.2020 as the frame
-is marked (BT.601 if it is not), limited or full range, any bit depth and subsampling. Not converted, but
-named by `unconverted`: interlaced frames, and the transfer curves of HDR.
+FFmpeg's own filter converts the colours, with the pixels of the ffmpeg command: BT.601, BT.709 or BT.2020
+as the frame is marked (BT.601 if it is not), limited or full range, any bit depth and subsampling. Not
+converted, but named by `unconverted`: interlaced frames, transfer curves of HDR, and rare colour matrices.
 """
 
 from fractions import Fraction
+from itertools import pairwise
+from typing import NamedTuple
 
 import av
+import av.filter
 import cv2
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
-from av.video.reformatter import ColorTrc, Interpolation, VideoReformatter
+from av.video.reformatter import ColorTrc
 
-# The scaler of the ffmpeg command uses bicubic interpolation where chroma has to be interpolated.
-_INTERPOLATION = Interpolation.BICUBIC
+# Matrix coefficients (ITU-T H.273, table 4) that FFmpeg converts, and names of some that it does not.
+_CONVERTED_MATRICES = frozenset((0, 1, 2, 4, 5, 6, 7, 9))
+_UNSPECIFIED_MATRIX = 2
+_MATRIX_NAMES = {8: "YCgCo", 10: "BT.2020 with constant luminance", 14: "ICtCp"}
 _HDR_CURVES = {ColorTrc.SMPTE2084: "HDR (PQ)", ColorTrc.ARIB_STD_B67: "HDR (HLG)"}
 
 
@@ -27,7 +32,7 @@ class PixelConverter:
 
     def __init__(self, sample_aspect_ratio: Fraction) -> None:
         self._sample_aspect_ratio = sample_aspect_ratio
-        self._reformatter = VideoReformatter()
+        self._scaler: _Scaler | None = None
 
     def convert(self, picture: av.VideoFrame) -> np.ndarray:
         """Returns a frame as it is shown: uint8 [H, W, 3], BGR.
@@ -35,24 +40,86 @@ class PixelConverter:
         Pixels are made square by changing the width, the display matrix is applied (mirrorings, and rotations
         by multiples of 90 degrees), and transparent pixels are shown over black.
         """
-        if picture.format.has_palette or any(component.is_alpha for component in picture.format.components):
-            return _oriented(_over_black(self._reformat(picture, "bgra", 4)), picture)
-        return _oriented(self._reformat(picture, "bgr24", 3), picture)
-
-    def _reformat(self, picture: av.VideoFrame, pixel_format: str, channels: int) -> np.ndarray:
-        width = max(1, round(picture.width * self._sample_aspect_ratio))
-        converted = self._reformatter.reformat(
-            picture, width=width, format=pixel_format, interpolation=_INTERPOLATION, threads=1
+        kind = _Kind(
+            width=picture.width,
+            height=picture.height,
+            pixel_format=picture.format.name,
+            colorspace=int(picture.colorspace),
+            color_range=int(picture.color_range),
         )
+        if self._scaler is None or self._scaler.kind != kind:
+            self._scaler = _Scaler(kind, self._sample_aspect_ratio)
+        image = self._scaler.scale(picture)
+        return _oriented(image if image.shape[2] == 3 else _over_black(image), picture)
+
+
+class _Kind(NamedTuple):
+    """What a scaler is set up for; one file may have frames of several kinds."""
+
+    width: int
+    height: int
+    pixel_format: str
+    colorspace: int
+    color_range: int
+
+
+class _Scaler:
+    """FFmpeg's filter `scale` from frames of one kind to BGR, or BGRA if they may be transparent."""
+
+    def __init__(self, kind: _Kind, sample_aspect_ratio: Fraction) -> None:
+        self.kind = kind
+        layout = av.VideoFormat(kind.pixel_format)
+        is_transparent = layout.has_palette or any(component.is_alpha for component in layout.components)
+        self._channels = 4 if is_transparent else 3
+        is_converted = kind.colorspace in _CONVERTED_MATRICES
+        graph = av.filter.Graph()
+        graph.threads = 1
+        self._source = graph.add(
+            "buffer",
+            video_size=f"{kind.width}x{kind.height}",
+            pix_fmt=kind.pixel_format,
+            colorspace=str(kind.colorspace if is_converted else _UNSPECIFIED_MATRIX),
+            range=str(kind.color_range),
+            time_base="1/1",
+        )
+        width = max(1, round(kind.width * sample_aspect_ratio))
+        self._sink = graph.add("buffersink")
+        filters = [
+            self._source,
+            graph.add("scale", width=str(width), height=str(kind.height)),
+            graph.add("format", pix_fmts="bgra" if is_transparent else "bgr24"),
+            self._sink,
+        ]
+        if not is_converted:
+            filters.insert(1, graph.add("setparams", colorspace=str(_UNSPECIFIED_MATRIX)))
+        for filter_, next_filter in pairwise(filters):
+            filter_.link_to(next_filter)
+        graph.configure()
+        self._graph = graph  # the filters do not keep it alive
+
+    def scale(self, picture: av.VideoFrame) -> np.ndarray:
+        """Returns uint8 [H, W, 3 or 4], a view of memory that it keeps alive."""
+        self._source.push(picture)
+        converted = self._sink.pull()
         (plane,) = converted.planes
-        shape, strides = (converted.height, converted.width, channels), (plane.line_size, channels, 1)
-        return np.ndarray(shape, np.uint8, buffer=memoryview(plane), strides=strides)
+        shape = (converted.height, converted.width, self._channels)
+        return np.ndarray(
+            shape, np.uint8, buffer=memoryview(plane), strides=(plane.line_size, self._channels, 1)
+        )
 
 
 def unconverted(picture: av.VideoFrame) -> str:
-    """Names what `PixelConverter` leaves as it is: "interlaced", "HDR (PQ)" or "HDR (HLG)"; "" if nothing."""
-    curve = _HDR_CURVES.get(picture.color_trc)
-    return "; ".join(["interlaced"] * picture.interlaced_frame + ([curve] if curve else []))
+    """Names what `PixelConverter` leaves as it is, such as "interlaced; HDR (PQ)"; "" if nothing.
+
+    "HDR (HLG)" is the other transfer curve; "colours (YCgCo)" a matrix that is taken for BT.601.
+    """
+    names = ["interlaced"] if picture.interlaced_frame else []
+    if picture.color_trc in _HDR_CURVES:
+        names.append(_HDR_CURVES[picture.color_trc])
+    matrix = int(picture.colorspace)
+    if matrix not in _CONVERTED_MATRICES:
+        names.append(f"colours ({_MATRIX_NAMES.get(matrix, f'matrix {matrix} of H.273')})")
+    return "; ".join(names)
 
 
 def write_resized(image: np.ndarray, frame: np.ndarray, resize: str) -> None:

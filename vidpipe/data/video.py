@@ -11,6 +11,7 @@ from pathlib import Path
 # OpenCV reads these variables when it is first imported; our callers name the file and the reason instead.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+import av
 import cv2
 import numpy as np
 
@@ -27,7 +28,7 @@ MAX_DAMAGED_FRACTION = 0.1
 # The longest side of a stored frame, pixels: the limit of JPEG.
 MAX_FRAME_SIDE = 65500
 # Changes when the same file may give other frames or pixels than before.
-DECODER = "PyAV 1"
+DECODER = "PyAV 2"
 
 
 class VideoWriteError(VidpipeError):
@@ -158,7 +159,7 @@ def read_windows(path: str, clip: ClipConfig, window_sec: float, hop_sec: float)
     Raises:
       VideoReadError: as in `read_clip`; after the windows that could be read.
     """
-    with _opencv_errors(path), open_video(path) as file:
+    with open_video(path) as file, _pixel_errors(path):
         start_sec = -1.0
         if file.order is not None:
             try:
@@ -183,7 +184,7 @@ def read_windows(path: str, clip: ClipConfig, window_sec: float, hop_sec: float)
 def read_encoded_clip(path: str, clip: ClipConfig, encoding: str, jpeg_quality: int) -> EncodedClip:
     """Reads a clip as `read_clip` does and encodes its frames; a decoding process calls this."""
     video_clip = _read_bgr(path, clip)
-    with _opencv_errors(path):
+    with _pixel_errors(path):
         encoded = [_encode_bgr(frame, encoding, jpeg_quality) for frame in video_clip.frames]
     height, width = video_clip.frames.shape[1:3]
     return EncodedClip(encoded, height, width, video_clip.frame_indices, video_clip.info)
@@ -240,7 +241,7 @@ def limit_memory(megabytes: int) -> None:
 
 def _read_bgr(path: str, clip: ClipConfig) -> VideoClip:
     """Reads a clip as `read_clip` does, but with BGR frames, as OpenCV encodes them."""
-    with _opencv_errors(path), open_video(path) as file:
+    with open_video(path) as file, _pixel_errors(path):
         _check_loss(file)
         if file.order is not None:
             try:
@@ -411,10 +412,16 @@ def _check_damage(file: VideoFile, num_frames: int, damage: Damage) -> None:
 
 
 @contextmanager
-def _opencv_errors(path: str) -> Iterator[None]:
-    """Raises errors of OpenCV in the block as a VideoReadError."""
+def _pixel_errors(path: str) -> Iterator[None]:
+    """Raises errors of OpenCV and of FFmpeg's filters in the block as a VideoReadError."""
     try:
         yield
+    except av.error.MemoryError:
+        raise
+    except av.error.FFmpegError as error:
+        raise VideoReadError(
+            path, SkipReason.DAMAGED, f"FFmpeg cannot convert its pixels ({error.strerror})"
+        ) from error
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
             raise VideoReadError(path, OUT_OF_MEMORY.reason, OUT_OF_MEMORY.message) from error
