@@ -141,6 +141,13 @@ def save_colour_model(run_dir: Path, clip: ClipConfig, classes: tuple[str, str, 
     save_model(model, ModelMetadata(classes, clip, clip.num_frames), run_dir / "model.keras")
 
 
+def touch(folder: Path, *names: str) -> None:
+    """Makes empty files, and the folders that they are in."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
 def write_class_folders(folder: Path, videos: dict[str, list[int]]) -> None:
     """Writes Class/video_MM.avi for each class and each number of frames."""
     for class_name, lengths in videos.items():

@@ -23,7 +23,7 @@ IMPORTERS = {
     "PIL": {"inference.gif"},
     "matplotlib": {"display.figures"},
     "pebble": {"data.process_pool"},
-    "sklearn": {"data.manifest", "evaluation.evaluate", "evaluation.metrics"},
+    "sklearn": {"data.validation_split", "evaluation.evaluate", "evaluation.metrics"},
     "tensorflow_io": {"storage.remote"},
     "tqdm": {"progress"},
     "waitress": {"inference.serve"},

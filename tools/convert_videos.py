@@ -61,6 +61,8 @@ def main(arguments: list[str]) -> None:
         f"{config.output_dir}: {report.written} clips, {len(report.skipped)} videos skipped; "
         f"{report.shards_made} shards written, {report.shards_kept} kept."
     )
+    for warning in report.warnings:
+        print(f"Warning: {warning}")  # again, now that the progress has ended
 
 
 def _make_shards(config: ConversionConfig, *, beam_args: list[str]) -> "convert.MakeShards | None":

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vidpipe.config import ClipConfig, ConversionConfig, ManifestConfig
 from vidpipe.data.conversion_plan import dataset_settings, plan_conversion, plan_shards
-from vidpipe.data.manifest import VideoRow
+from vidpipe.data.video_row import VideoRow
 
 CONFIG = ConversionConfig(output_dir="out", manifest=ManifestConfig(video_dir="videos"))
 ROWS = [VideoRow(f"{name}/{index}", "", name, "train", "") for name in "ab" for index in range(200)]

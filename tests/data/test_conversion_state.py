@@ -11,8 +11,8 @@ from filelock import Timeout
 
 from vidpipe.data import conversion_state, shards
 from vidpipe.data.conversion_plan import ShardPlan
-from vidpipe.data.manifest import VideoRow
 from vidpipe.data.skip_reason import SkipReason
+from vidpipe.data.video_row import VideoRow
 
 PLAN = ShardPlan("train-00000-of-00001.tfrecord", (VideoRow("a.avi", "a.avi", "x", "train", "a.avi"),))
 

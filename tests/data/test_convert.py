@@ -132,10 +132,12 @@ def test_reasons_are_listed_and_transient_ones_are_tried_again(
     """A video that was skipped for a transient reason is read again by the next run; others are not."""
     reasons = list(SkipReason)
     videos = tmp_path / "videos"
-    shutil.copytree(video_dir / "train" / "short", videos / "short")
-    (videos / "long").mkdir()
+    for name in ("a/short", "b/short"):
+        shutil.copytree(video_dir / "train" / "short", videos / name)
+    failing = videos / "b" / "long"
+    failing.mkdir()
     for index in range(len(reasons)):
-        (videos / "long" / f"video_{index:02d}.avi").write_bytes(b"any")
+        (failing / f"video_{index:02d}.avi").write_bytes(b"any")
     # A shard per video.
     config = conversion(tmp_path / "out", max_skipped=1, shard_size_mb=1e-6)
     config = _of(config, videos, val_fraction=0)
@@ -144,13 +146,13 @@ def test_reasons_are_listed_and_transient_ones_are_tried_again(
     outcomes = _outcomes(tmp_path / "out")
     for index, reason in enumerate(reasons):
         expected = ("skipped", reason.value, f"failed because of {reason.name}")
-        assert outcomes[f"long/video_{index:02d}.avi"] == expected
+        assert outcomes[f"b/long/video_{index:02d}.avi"] == expected
 
     num_transient = sum(reason.is_transient for reason in reasons)
     report = convert.convert(config, read=_failing_read)
     assert report.shards_made == num_transient
     for index, reason in enumerate(reasons):
-        attempts = (videos / "long" / f"video_{index:02d}.txt").read_text()
+        attempts = (failing / f"video_{index:02d}.txt").read_text()
         assert len(attempts) == (4 if reason.is_transient else 1)
     report = convert.convert(config, read=_read_any)
     assert (report.shards_made, len(report.skipped)) == (num_transient, len(reasons) - num_transient)
@@ -185,7 +187,9 @@ def test_too_many_skipped_videos_fail_and_a_repaired_video_is_read(
 def test_a_listed_video_that_is_missing_is_skipped(
     tmp_path: Path, video_dir: Path, conversion: MakeConversion
 ) -> None:
-    (tmp_path / "train.csv").write_text("video_name,tag\nlong/video_00.avi,x\nnowhere.avi,x\n")
+    (tmp_path / "train.csv").write_text(
+        "video_name,tag\nlong/video_00.avi,x\nshort/video_00.avi,y\nnowhere.avi,x\n"
+    )
     config = conversion(tmp_path / "out", max_skipped=0.5)
     config = _of(config, video_dir / "train", train_manifest=str(tmp_path / "train.csv"), val_fraction=0)
     (skipped,) = convert.convert(config).skipped
@@ -194,15 +198,44 @@ def test_a_listed_video_that_is_missing_is_skipped(
 
 
 @pytest.mark.usefixtures("in_process")
+def test_a_class_without_a_clip_is_an_error_or_a_warning(
+    tmp_path: Path, videos: Path, conversion: MakeConversion
+) -> None:
+    splits = tmp_path / "splits"
+    shutil.copytree(videos, splits / "train")
+    shutil.copytree(videos, splits / "test")
+    for path in (splits / "test/short").iterdir():
+        path.write_bytes(b"garbage")
+    config = _of(conversion(tmp_path / "out", max_skipped=1), splits)
+    warning = f"All test videos of the class short were skipped; {tmp_path}/out/videos.csv says why."
+    assert convert.convert(config).warnings == [warning]
+    for path in (splits / "train/short").iterdir():
+        path.write_bytes(b"garbage")
+    with pytest.raises(convert.ConversionError, match="All train videos of the class short were skipped"):
+        convert.convert(config)
+
+
+def test_warnings_about_the_list_are_in_the_report(
+    tmp_path: Path, videos: Path, conversion: MakeConversion
+) -> None:
+    (videos / "third").mkdir()
+    (videos / "third" / "video.dav").touch()
+    config = _of(conversion(videos / "out"), videos)
+    (warning,) = convert.convert(config).warnings
+    assert warning == "third has no video and is no class; it has 1 other files, such as third/video.dav."
+    (videos / "out" / "sheet.mp4").touch()  # the output folder is no class, also on the second run
+    assert convert.convert(config).warnings == [warning]
+
+
+@pytest.mark.usefixtures("in_process")
 def test_a_file_that_changed_while_it_was_read_is_read_again(
     tmp_path: Path, videos: Path, conversion: MakeConversion
 ) -> None:
-    shutil.rmtree(videos / "short")
     config = _of(conversion(tmp_path / "out", shard_size_mb=1e-6), videos, val_fraction=0)
     convert.convert(config, read=read_of_a_file_that_grows)
-    for made in (1, 0):
+    for made in (2, 0):
         report = convert.convert(config)
-        assert (report.shards_made, report.shards_kept) == (made, 5 - made)
+        assert (report.shards_made, report.shards_kept) == (made, 10 - made)
 
 
 @pytest.mark.usefixtures("in_process")
@@ -428,10 +461,12 @@ def test_a_second_conversion_of_a_folder_is_rejected(tmp_path: Path, conversion:
 
 
 def test_too_many_missing_videos_fail_before_the_work(tmp_path: Path, conversion: MakeConversion) -> None:
-    (tmp_path / "train.csv").write_text("video_name,tag\nnowhere.avi,x\n")
+    (tmp_path / "train.csv").write_text(
+        "video_name,tag\ntrain/long/video_00.avi,x\ntrain/short/video_00.avi,y\nnowhere.avi,x\n"
+    )
     config = conversion(tmp_path / "out")
     config = replace(config, manifest=replace(config.manifest, train_manifest=str(tmp_path / "train.csv")))
-    with pytest.raises(convert.ConversionError, match="1 of 1 listed videos are not under .*nowhere.avi"):
+    with pytest.raises(convert.ConversionError, match="1 of 3 listed videos are not under .*nowhere.avi"):
         convert.convert(config)
     assert not (tmp_path / "out").exists()
 

@@ -11,8 +11,7 @@ from av.video.reformatter import ColorRange, Colorspace, ColorTrc
 
 from synthetic import brightness_frames, write_coded_video
 from vidpipe.config import ClipConfig
-from vidpipe.data import video
-from vidpipe.data.pixels import PixelConverter
+from vidpipe.data import pixels, video
 from vidpipe.data.skip_reason import VideoReadError
 
 # Luma coefficients of red and blue: ITU-R BT.601-7, BT.709-6, BT.2020-2.
@@ -207,12 +206,12 @@ def test_other_matrices_are_taken_for_bt601_and_named(tmp_path: Path, matrix: in
 
 
 def test_pixels_that_cannot_be_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: PixelConverter, picture: av.VideoFrame) -> np.ndarray:
+    def fail(self: pixels._Scaler, picture: av.VideoFrame) -> np.ndarray:
         raise av.error.ArgumentError(22, "Invalid argument")
 
     path = tmp_path / "a.mp4"
     write_coded_video(path, "libx264", "yuv420p", brightness_frames(3))
-    monkeypatch.setattr(PixelConverter, "convert", fail)
+    monkeypatch.setattr(pixels._Scaler, "scale", fail)
     with pytest.raises(
         VideoReadError, match=r"a\.mp4: FFmpeg cannot convert its pixels \(Invalid argument\)"
     ):

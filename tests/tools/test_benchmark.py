@@ -127,20 +127,20 @@ def test_all_benchmarks_run_on_generated_videos(
     assert names == ["decode", "convert", "input", "model", "train"]
     for name in names:
         monkeypatch.setitem(benchmark.BENCHMARKS, name, fake(name))
-    monkeypatch.setattr(benchmark.BenchmarkConfig, "num_generated", lambda _, name: 1 + (name != "train"))
+    monkeypatch.setattr(benchmark.BenchmarkConfig, "num_generated", lambda _, name: 2 + (name != "train"))
     config = benchmark.BenchmarkConfig(repeats=3, num_frames=8, image_size=64, batch_size=1)
     rows = benchmark.measure_and_print(names, config, on_gpu=False)
     assert list(workloads) == [row["benchmark"] for row in rows] == [row["what"] for row in rows] == names
     decode, train = workloads["decode"], workloads["train"]
-    assert (len(decode.paths), decode.repeats, len(train.videos)) == (2, 3, 1)
+    assert (len(decode.paths), decode.repeats, len(train.videos)) == (3, 3, 2)
     assert (train.clip.num_frames, train.clip.image_size) == (8, 64)
     assert decode.paths == workloads["input"].paths  # written once
     assert len(read[0].frames) == 180
     assert np.abs(np.diff(read[0].frames.astype(int), axis=0)).mean() > 2  # the frames move
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == "decode: 2 generated videos, 20 frames of 224 px"
+    assert lines[1] == "decode: 3 generated videos, 20 frames of 224 px"
     assert lines[13] == "model: batches of 1, 8 frames of 64 px"
-    assert lines[17] == "train: 1 generated videos, 8 frames of 64 px"
+    assert lines[17] == "train: 2 generated videos, 8 frames of 64 px"
 
 
 def test_copies_are_links_in_the_same_class_folders(few_videos: Path, tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[ConversionConfig]:
     def record(config: ConversionConfig, *, make_shards: object) -> convert.ConversionReport:
         assert (make_shards is None) == (config.runner == "local")
         configs.append(config)
-        return convert.ConversionReport(written=7, skipped=[SKIPPED], shards_kept=2, shards_made=3)
+        return convert.ConversionReport(
+            written=7, skipped=[SKIPPED], shards_kept=2, shards_made=3, warnings=["No test video of b."]
+        )
 
     monkeypatch.setattr(convert, "convert", record)
     return configs
@@ -37,7 +39,9 @@ def test_the_outcome_of_a_conversion_is_printed(
     conversions: list[ConversionConfig], capsys: pytest.CaptureFixture
 ) -> None:
     assert _convert() == 0
-    assert capsys.readouterr().out == "o: 7 clips, 1 videos skipped; 3 shards written, 2 kept.\n"
+    assert capsys.readouterr().out == (
+        "o: 7 clips, 1 videos skipped; 3 shards written, 2 kept.\nWarning: No test video of b.\n"
+    )
     assert conversions == [ConversionConfig(output_dir="o", manifest=ManifestConfig(video_dir="v"))]
 
 

@@ -49,7 +49,7 @@ from vidpipe.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from vidpipe.data.manifest import VideoRow
+from vidpipe.data.video_row import VideoRow
 from vidpipe.errors import VidpipeError
 from vidpipe.training.recipes import RECIPES
 

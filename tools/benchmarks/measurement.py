@@ -10,7 +10,7 @@ from statistics import median
 from typing import TypeVar
 
 from vidpipe.config import ClipConfig
-from vidpipe.data.manifest import VideoRow
+from vidpipe.data.video_row import VideoRow
 
 _Result = TypeVar("_Result")
 # What each round measured: vidpipe's value and the reference's.

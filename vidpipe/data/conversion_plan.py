@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from vidpipe.config import SPLITS, ConversionConfig, fingerprint, to_dict
-from vidpipe.data.manifest import VideoRow
 from vidpipe.data.record_encoding import SCHEMA_VERSION
 from vidpipe.data.shards import shard_name
 from vidpipe.data.video import DECODER
+from vidpipe.data.video_row import VideoRow
 
 # Measured on natural frames of 224 pixels; JPEG with quality 95. The number of shards follows from it.
 _BYTES_PER_PIXEL = {"jpeg": 0.4, "png": 2.0, "raw": 3.0}

@@ -16,9 +16,9 @@ import tensorflow as tf
 from filelock import FileLock
 
 from vidpipe.data.conversion_plan import ShardPlan
-from vidpipe.data.manifest import VideoRow
 from vidpipe.data.shards import ShardInfo
 from vidpipe.data.skip_reason import SkipReason
+from vidpipe.data.video_row import VideoRow
 from vidpipe.storage import files, remote
 
 STATE_DIR = ".conversion"

@@ -3,6 +3,7 @@
 dataset_info.json is written last, so an interrupted conversion is not mistaken for a dataset.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -23,10 +24,11 @@ from vidpipe.config import SPLITS, ConversionConfig, differences, fingerprint
 from vidpipe.data import conversion_state, shards, video
 from vidpipe.data.conversion_plan import ShardPlan, dataset_settings, plan_conversion
 from vidpipe.data.conversion_state import SourceState
-from vidpipe.data.manifest import VideoRow, class_names, read_manifest
+from vidpipe.data.manifest import class_names, read_manifest
 from vidpipe.data.process_pool import ReaderPool, Result
 from vidpipe.data.record_encoding import SCHEMA_VERSION, ClipRecord, ReadEncodedClip, read_record
 from vidpipe.data.skip_reason import Failure, SkipReason
+from vidpipe.data.video_row import VideoRow
 from vidpipe.errors import VidpipeError, first_line
 from vidpipe.progress import Progress
 from vidpipe.storage import files, remote
@@ -59,12 +61,14 @@ class ConversionReport:
       skipped: the videos without a clip.
       shards_kept: number of shards that an earlier run had finished.
       shards_made: number of shards that this run wrote.
+      warnings: what was logged about the list of videos and the classes.
     """
 
     written: int
     skipped: list[Skipped]
     shards_kept: int
     shards_made: int
+    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,9 @@ def convert(
         `config.max_skipped` of the videos had to be skipped.
       ManifestError: the list of videos is invalid.
     """
-    rows = read_manifest(config.manifest)
+    with _recorded_warnings() as warnings:
+        left_out = [] if remote.is_remote(config.output_dir) else [config.output_dir]
+        rows = read_manifest(config.manifest, left_out=left_out)
     _check_missing(rows, config)
     classes = class_names(rows)
     settings = dataset_settings(config, rows, classes)
@@ -110,7 +116,8 @@ def convert(
         if not remote.is_remote(output_dir):
             (Path(output_dir) / conversion_state.STATE_DIR).mkdir(parents=True, exist_ok=True)
         with conversion_state.lock(output_dir):
-            return _convert_locked(config, rows, classes, settings, read, make_shards or make_shards_here)
+            report = _convert_locked(config, rows, classes, settings, read, make_shards or make_shards_here)
+        return dataclasses.replace(report, warnings=warnings + report.warnings)
     except Timeout:
         raise ConversionError(
             f"Another conversion is writing to {output_dir}. Wait for it, or choose another output_dir."
@@ -258,7 +265,7 @@ def _commit(
 ) -> ConversionReport:
     """Writes videos.csv from the shards' states, checks max_skipped, and commits the dataset."""
     output_dir = config.output_dir
-    written, skipped = 0, []
+    written, skipped = Counter[tuple[str, str]](), []
     splits: dict[str, tuple[shards.ShardInfo, ...]] = {}
     table = posixpath.join(output_dir, shards.VIDEOS_NAME)
     with files.staged_csv(table, shards.VIDEO_COLUMNS) as writer:
@@ -267,14 +274,15 @@ def _commit(
             for plan in plans[split]:
                 shard_info, videos = conversion_state.read_shard_state(output_dir, plan)
                 shard_infos.append(shard_info)
-                written += shard_info.clips
                 for row in videos:
                     writer.writerow(row)
-                    if row["status"] != "ok":
+                    if row["status"] == "ok":
+                        written[row["split"], row["label"]] += 1
+                    else:
                         skipped.append(Skipped(row["video_id"], SkipReason(row["reason"]), row["message"]))
             splits[split] = tuple(shard_infos)
-    total = written + len(skipped)
-    if len(skipped) > config.max_skipped * total or written == 0:
+    total = written.total() + len(skipped)
+    if len(skipped) > config.max_skipped * total or not written:
         counts = Counter(each.message for each in skipped).most_common(3)
         messages = "; ".join(f"{count} x {message}" for message, count in counts)
         raise ConversionError(
@@ -282,6 +290,7 @@ def _commit(
             f"allows {int(config.max_skipped * total)}. They are listed in {table}. Repair or remove them, "
             "or raise max_skipped, and run the same command again: finished shards are kept."
         )
+    warnings = _check_classes_written(plans, classes, written, table)
     info = shards.DatasetInfo(
         schema_version=SCHEMA_VERSION,
         classes=tuple(classes),
@@ -293,7 +302,53 @@ def _commit(
         videos_sha256=files.sha256_of(table),
     )
     shards.write_info(output_dir, info)
-    return ConversionReport(written, skipped, num_kept, sum(map(len, plans.values())) - num_kept)
+    num_made = sum(map(len, plans.values())) - num_kept
+    return ConversionReport(written.total(), skipped, num_kept, num_made, warnings)
+
+
+def _check_classes_written(
+    plans: dict[str, list[ShardPlan]], classes: Sequence[str], written: Counter[tuple[str, str]], table: str
+) -> list[str]:
+    """Returns warnings about classes that are listed in a split but have no clip there.
+
+    Raises:
+      ConversionError: a class has no training clip.
+    """
+    warnings = []
+    for split in SPLITS:
+        listed = {row.label_name for plan in plans[split] for row in plan.rows}
+        lost = [name for name in classes if name in listed and not written[split, name]]
+        if not lost:
+            continue
+        message = f"All {split} videos of the class {', '.join(lost)} were skipped; {table} says why."
+        if split == "train":
+            raise ConversionError(
+                f"{message} Repair them, or leave the class out, and run the same command again."
+            )
+        _log.warning("%s", message)
+        warnings.append(message)
+    return warnings
+
+
+@contextlib.contextmanager
+def _recorded_warnings() -> Iterator[list[str]]:
+    """Collects the warnings of this package that are logged in the block."""
+    recorder = _Recorder(logging.WARNING)
+    logger = logging.getLogger(__package__)
+    logger.addHandler(recorder)
+    try:
+        yield recorder.messages
+    finally:
+        logger.removeHandler(recorder)
+
+
+class _Recorder(logging.Handler):
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
 
 
 def _check_missing(rows: Sequence[VideoRow], config: ConversionConfig) -> None:

@@ -16,7 +16,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from vidpipe.config import ConversionConfig
 from vidpipe.data import conversion_state, convert
 from vidpipe.data.conversion_plan import ShardPlan
-from vidpipe.data.manifest import VideoRow
+from vidpipe.data.video_row import VideoRow
 from vidpipe.storage import files, remote
 
 # The plans of all shards, one JSON line each. As part of the pipeline they would exceed Dataflow's limit of

@@ -23,6 +23,10 @@ _MATRIX_NAMES = {8: "YCgCo", 10: "BT.2020 with constant luminance", 14: "ICtCp"}
 _HDR_CURVES = {ColorTrc.SMPTE2084: "HDR (PQ)", ColorTrc.ARIB_STD_B67: "HDR (HLG)"}
 
 
+class PixelError(Exception):
+    """The pixels of a frame cannot be converted."""
+
+
 class PixelConverter:
     """Converts the frames of one video.
 
@@ -39,6 +43,9 @@ class PixelConverter:
 
         Pixels are made square by changing the width, the display matrix is applied (mirrorings, and rotations
         by multiples of 90 degrees), and transparent pixels are shown over black.
+
+        Raises:
+          PixelError: FFmpeg cannot convert them.
         """
         kind = _Kind(
             width=picture.width,
@@ -47,9 +54,14 @@ class PixelConverter:
             colorspace=int(picture.colorspace),
             color_range=int(picture.color_range),
         )
-        if self._scaler is None or self._scaler.kind != kind:
-            self._scaler = _Scaler(kind, self._sample_aspect_ratio)
-        image = self._scaler.scale(picture)
+        try:
+            if self._scaler is None or self._scaler.kind != kind:
+                self._scaler = _Scaler(kind, self._sample_aspect_ratio)
+            image = self._scaler.scale(picture)
+        except av.error.MemoryError:
+            raise
+        except av.error.FFmpegError as error:
+            raise PixelError(f"FFmpeg cannot convert its pixels ({error.strerror})") from error
         return _oriented(image if image.shape[2] == 3 else _over_black(image), picture)
 
 

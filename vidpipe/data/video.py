@@ -11,13 +11,12 @@ from pathlib import Path
 # OpenCV reads these variables when it is first imported; our callers name the file and the reason instead.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-import av
 import cv2
 import numpy as np
 
 from vidpipe.config import ClipConfig, ConversionConfig
 from vidpipe.data.packets import Damage
-from vidpipe.data.pixels import PixelConverter, unconverted, write_resized
+from vidpipe.data.pixels import PixelConverter, PixelError, unconverted, write_resized
 from vidpipe.data.sampling import depends_on_length, sample_indices, window_ranges
 from vidpipe.data.skip_reason import OUT_OF_MEMORY, SkipReason, VideoReadError
 from vidpipe.data.video_file import ContradictionError, DecodedFrame, VideoFile, open_video
@@ -416,12 +415,8 @@ def _pixel_errors(path: str) -> Iterator[None]:
     """Raises errors of OpenCV and of FFmpeg's filters in the block as a VideoReadError."""
     try:
         yield
-    except av.error.MemoryError:
-        raise
-    except av.error.FFmpegError as error:
-        raise VideoReadError(
-            path, SkipReason.DAMAGED, f"FFmpeg cannot convert its pixels ({error.strerror})"
-        ) from error
+    except PixelError as error:
+        raise VideoReadError(path, SkipReason.DAMAGED, str(error)) from error
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
             raise VideoReadError(path, OUT_OF_MEMORY.reason, OUT_OF_MEMORY.message) from error

@@ -6,14 +6,15 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from vidpipe.data.manifest import VIDEO_SUFFIXES
+from vidpipe.data.video_tree import FolderError, is_video_name, list_files
 
 
 def find_videos(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]]:
     """Finds the videos that files, folders and patterns name.
 
     A file is taken whatever its suffix. A folder, or a pattern such as `clips/**/cam1*`, gives its files with
-    the suffix of a video, sorted. Hidden files are left out. Each video comes once.
+    the suffix of a video, sorted. Hidden files are left out. Each video comes once, also where links give it
+    several names.
 
     Returns:
       The paths, in the order of the arguments; and for each argument without a video, why.
@@ -25,9 +26,11 @@ def find_videos(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]]:
             found[argument] = None
             continue
         is_folder = Path(argument).is_dir()
-        pattern = os.path.join(glob.escape(argument), "**") if is_folder else argument  # noqa: PTH118
-        matches = glob.glob(pattern, recursive=True)  # noqa: PTH207
-        videos = sorted(path for path in matches if _is_video(Path(path)))
+        try:
+            videos = _in_folder(argument) if is_folder else _matching(argument)
+        except FolderError as error:
+            unmatched[argument] = str(error)
+            continue
         if videos:
             found |= dict.fromkeys(videos)
         elif is_folder:
@@ -35,6 +38,22 @@ def find_videos(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]]:
         else:
             unmatched[argument] = "matches no video" if glob.has_magic(argument) else "no such file"
     return list(found), unmatched
+
+
+def _in_folder(folder: str) -> list[str]:
+    first: dict[object, str] = {}
+    for path, file_id in list_files(folder).files.items():
+        if is_video_name(path):
+            first.setdefault(file_id or path, path)
+    return [os.path.join(folder, path) for path in first.values()]  # noqa: PTH118
+
+
+def _matching(pattern: str) -> list[str]:
+    first: dict[str, str] = {}
+    for path in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207
+        if is_video_name(path) and Path(path).is_file():
+            first.setdefault(os.path.realpath(path), path)
+    return list(first.values())
 
 
 def unique_names(paths: Iterable[str]) -> list[str]:
@@ -52,7 +71,3 @@ def unique_names(paths: Iterable[str]) -> list[str]:
         choices = itertools.chain([path.stem], with_folder, numbered)
         names[next(name for name in choices if name not in names)] = None
     return list(names)
-
-
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()

@@ -19,8 +19,8 @@ import flask
 from werkzeug.exceptions import HTTPException
 
 from vidpipe.config import ServerConfig
-from vidpipe.data.manifest import VIDEO_SUFFIXES
 from vidpipe.data.process_pool import ReaderPool
+from vidpipe.data.video_tree import VIDEO_SUFFIXES
 from vidpipe.display import page
 from vidpipe.inference import predict
 

@@ -1,0 +1,155 @@
+"""Reads lists of videos from CSV files; whatever is ambiguous is an error that names the line."""
+
+import codecs
+import csv
+import io
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from vidpipe.config import SPLITS
+from vidpipe.data.video_row import ManifestError, VideoRow, group_of, split_of
+from vidpipe.data.video_tree import is_video_name
+
+_REQUIRED = ("video_name", "tag")
+_COLUMNS = (*_REQUIRED, "group", "split")
+# Other names of the column split; a table that has one of them must not be read as if it had no splits.
+_LIKE_SPLIT = frozenset(("subset", "set", "partition", "phase", "splits", "usage"))
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_SAVE_AS = "Save it as CSV with the encoding UTF-8"
+_log = logging.getLogger(__name__)
+
+
+def read_csv(path: Path, split: str) -> list[VideoRow]:
+    """Reads a CSV file with the columns video_name, tag and optional group, split.
+
+    Args:
+      path: the file, in UTF-8.
+      split: split of the rows that name none.
+
+    Raises:
+      ManifestError: the file cannot be read, or is not such a table.
+    """
+    text = read_text(path)
+    table = _records(path, text)
+    try:
+        _, header = next(table)
+    except StopIteration:
+        raise ManifestError(f"{path} is empty; it needs the columns {' and '.join(_REQUIRED)}.") from None
+    names = _column_names(path, header, text)
+    lines = [(number, _fields(f"{path}:{number}", fields, len(names))) for number, fields in table]
+    _check_other_columns(path, names, [fields for _, fields in lines])
+    return [
+        _row(f"{path}:{number}", dict(zip(names, fields, strict=True)), split) for number, fields in lines
+    ]
+
+
+def read_text(path: Path) -> str:
+    """Reads a text file in UTF-8.
+
+    Raises:
+      ManifestError: the file cannot be read, or has another encoding.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ManifestError(f"There is no file {path}.") from None
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read: {error.strerror}.") from None
+    if data.startswith(b"PK\x03\x04"):
+        raise ManifestError(f"{path} is a spreadsheet or an archive, not text. {_SAVE_AS}.")
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
+        raise ManifestError(f"{path} is not in UTF-8 but in UTF-16, or no text. {_SAVE_AS}.")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ManifestError(f"{path}:{line}: has letters that are not in UTF-8. {_SAVE_AS}.") from None
+
+
+def _records(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Yields the records that are not blank, each with the number of its first line."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
+    while True:
+        number = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise ManifestError(
+                f"{path}:{number}: {error}. Perhaps a quotation mark is missing or is one too many."
+            ) from None
+        if any("\n" in field or "\r" in field for field in fields):
+            raise ManifestError(
+                f"{path}:{number}: a value contains a line break. Perhaps a quotation mark is missing."
+            )
+        if any(field.strip() for field in fields):
+            yield number, [field.strip() for field in fields]
+
+
+def _column_names(path: Path, header: Sequence[str], text: str) -> list[str]:
+    """Returns the names of the columns in lower case."""
+    names = [name.lower() for name in header]
+    missing = [name for name in _REQUIRED if name not in names]
+    if missing:
+        (line, *_) = text.splitlines()
+        used = [word for mark, word in _SEPARATORS.items() if mark in line]
+        hint = f" Its columns seem to be separated by {used[0]}: save it with commas." if used else ""
+        raise ManifestError(
+            f"{path} needs the columns {' and '.join(_REQUIRED)} in its first line; found "
+            f"{', '.join(header)}.{hint}"
+        )
+    repeated = [name for name in names if name and names.count(name) > 1]
+    if repeated:
+        raise ManifestError(f"{path} has the column {repeated[0]} {names.count(repeated[0])} times.")
+    return names
+
+
+def _fields(where: str, fields: list[str], num_columns: int) -> list[str]:
+    if len(fields) > num_columns and not any(fields[num_columns:]):
+        fields = fields[:num_columns]  # spreadsheets write empty columns
+    if len(fields) != num_columns:
+        raise ManifestError(
+            f"{where}: has {len(fields)} values for {num_columns} columns. Put a value with a comma into "
+            "quotation marks."
+        )
+    return fields
+
+
+def _check_other_columns(path: Path, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Raises if a column that is not read looks like the splits; logs a warning about the others."""
+    others = []
+    for index, name in enumerate(names):
+        values = {row[index] for row in rows if row[index]}
+        if name in _COLUMNS or not (name or values):
+            continue
+        if "split" not in names and values and (name in _LIKE_SPLIT or all(map(split_of, values))):
+            raise ManifestError(
+                f"{path} has no column split, but a column {name or 'without a name'} with "
+                f"{sorted(values)[0]}. Name it split if it holds the splits, otherwise remove it."
+            )
+        others.append(name or f"number {index + 1} (without a name)")
+    if others:
+        _log.warning(
+            "%s: columns that are not read: %s. Read are %s.", path, ", ".join(others), ", ".join(_COLUMNS)
+        )
+
+
+def _row(where: str, values: dict[str, str], default_split: str) -> VideoRow:
+    name, tag = values["video_name"].replace("\\", "/"), values["tag"]
+    if not name or not tag:
+        raise ManifestError(f"{where}: video_name and tag must not be empty.")
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:/", name):
+        raise ManifestError(f"{where}: {name} is outside video_dir; give a path relative to it.")
+    if is_video_name(tag):
+        raise ManifestError(
+            f"{where}: the tag {tag} is a file name. Put values with commas into quotation marks."
+        )
+    split = split_of(values["split"]) if values.get("split") else default_split
+    if split is None:
+        raise ManifestError(f"{where}: split must be {', '.join(SPLITS)}; found {values['split']!r}.")
+    video_id = str(path)
+    return VideoRow(video_id, video_id, tag, split, values.get("group") or group_of(video_id, tag))
