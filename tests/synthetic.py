@@ -206,11 +206,20 @@ def flaky_read(path: str, clip: ClipConfig, encoding: str, quality: int) -> vide
     return video.read_encoded_clip(path, clip, encoding, quality)
 
 
+_HOARD: list[np.ndarray] = []
+
+
 def greedy_read(path: str, clip: ClipConfig, encoding: str, quality: int) -> video.EncodedClip:
     """Runs in a decoding process: needs half a GiB for some videos."""
     if Path(path).parts[-2:] == ("long", "video_00.avi"):
         np.ones(2**29, np.uint8)
     return video.read_encoded_clip(path, clip, encoding, quality)
+
+
+def hoarding_read(path: str, clip: ClipConfig) -> video.VideoClip:
+    """Runs in a decoding process: keeps 200 MiB for ever, as libraries may."""
+    _HOARD.append(np.ones(200 << 20, np.uint8))
+    return video.read_clip(path, clip)
 
 
 def faulty_read(path: str, clip: ClipConfig, encoding: str, quality: int) -> video.EncodedClip:

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from filelock import Timeout
 
+from vidpipe.config import fingerprint
 from vidpipe.data import conversion_state, shards
 from vidpipe.data.conversion_plan import ShardPlan
 from vidpipe.data.skip_reason import SkipReason
@@ -22,7 +23,8 @@ def _finish(folder: Path, **video: object) -> None:
     (folder / "a.avi").write_bytes(b"video")
     info = shards.write_shard(folder / PLAN.name, [b"record"])
     source = conversion_state.source_state(str(folder), PLAN.rows[0])
-    row = {"video_id": "a.avi", "status": "ok", "source": source} | video
+    listed = {"video_id": "a.avi", "split": "train", "label": "x", "group": "a.avi"}
+    row = listed | {"status": "ok", "source": source} | video
     (folder / conversion_state.STATE_DIR).mkdir()
     conversion_state.write_shard_state(str(folder), info, [row])
 
@@ -41,11 +43,14 @@ def test_shard_state_round_trip(tmp_path: Path) -> None:
 
 
 def _change_state(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    """Edits the state of a shard, with a valid digest: another program or version may have written it."""
+
     def edit(folder: Path) -> None:
         path = folder / conversion_state.STATE_DIR / f"{PLAN.name}.json"
         state = json.loads(path.read_text())
+        del state["sha256"]
         change(state)
-        path.write_text(json.dumps(state))
+        path.write_text(json.dumps(state | {"sha256": fingerprint(state)}))
 
     return edit
 
@@ -60,6 +65,9 @@ def _change_state(change: Callable[[dict], object]) -> Callable[[Path], None]:
         pytest.param(lambda f: (f / "a.avi").unlink(), id="deleted video"),
         pytest.param(_change_state(lambda state: state["videos"].clear()), id="another number of videos"),
         pytest.param(_change_state(lambda state: state["videos"][0].update(video_id="b.avi")), id="renamed"),
+        pytest.param(_change_state(lambda state: state["videos"][0].update(label="y")), id="another label"),
+        pytest.param(_change_state(lambda state: state["videos"][0].update(split="val")), id="another split"),
+        pytest.param(_change_state(lambda state: state["shard"].update(name="b")), id="another shard"),
         pytest.param(_change_state(lambda state: state["videos"][0].pop("source")), id="incomplete row"),
         pytest.param(_change_state(lambda state: state["shard"].pop("bytes")), id="incomplete shard"),
         pytest.param(_change_state(lambda state: state.clear()), id="empty state"),
@@ -77,15 +85,29 @@ def test_a_corrupt_state_file_is_not_finished(tmp_path: Path) -> None:
     assert not _is_finished(tmp_path)
 
 
+def test_no_flipped_bit_of_the_state_is_believed(tmp_path: Path) -> None:
+    _finish(tmp_path, frames_kept=4)
+    path = tmp_path / conversion_state.STATE_DIR / f"{PLAN.name}.json"
+    state = path.read_bytes()
+    for position in range(len(state) - 1):  # the last byte is a newline
+        for bit in (1, 32):
+            path.write_bytes(state[:position] + bytes([state[position] ^ bit]) + state[position + 1 :])
+            assert not _is_finished(tmp_path), (position, bit)
+    path.write_bytes(state)
+    assert _is_finished(tmp_path)
+
+
 @pytest.mark.parametrize("reason", list(SkipReason))
-def test_a_video_skipped_for_a_transient_reason_is_read_again(tmp_path: Path, reason: SkipReason) -> None:
+def test_a_video_skipped_because_of_the_machine_is_read_again(tmp_path: Path, reason: SkipReason) -> None:
     _finish(tmp_path, status="skipped", reason=reason.value, message="")
-    assert _is_finished(tmp_path) == (not reason.is_transient)
+    assert _is_finished(tmp_path) == (not reason.is_of_the_machine)
 
 
-def test_transient_reasons() -> None:
+def test_reasons_of_the_machine() -> None:
     transient = {SkipReason.CHANGED, SkipReason.TIMED_OUT, SkipReason.CRASHED}
     assert {reason for reason in SkipReason if reason.is_transient} == transient
+    of_the_machine = transient | {SkipReason.UNREADABLE, SkipReason.OUT_OF_MEMORY}
+    assert {reason for reason in SkipReason if reason.is_of_the_machine} == of_the_machine
 
 
 def test_a_reason_of_an_earlier_version_is_read_again(tmp_path: Path) -> None:

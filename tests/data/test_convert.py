@@ -30,7 +30,7 @@ from synthetic import (
     slow_read,
 )
 from vidpipe.config import ClipConfig, ConversionConfig
-from vidpipe.data import convert, shards
+from vidpipe.data import conversion_state, convert, shards
 from vidpipe.data.skip_reason import SkipReason
 from vidpipe.data.verify import verify
 from vidpipe.data.video import EncodedClip, VideoReadError, read_encoded_clip
@@ -126,10 +126,10 @@ def _failing_read(path: str, clip: ClipConfig, encoding: str, quality: int) -> E
 
 
 @pytest.mark.usefixtures("in_process")
-def test_reasons_are_listed_and_transient_ones_are_tried_again(
+def test_reasons_are_listed_and_those_of_the_machine_are_tried_again(
     tmp_path: Path, video_dir: Path, conversion: MakeConversion
 ) -> None:
-    """A video that was skipped for a transient reason is read again by the next run; others are not."""
+    """A video that was skipped because of the machine is read again by the next run; others are not."""
     reasons = list(SkipReason)
     videos = tmp_path / "videos"
     for name in ("a/short", "b/short"):
@@ -148,14 +148,65 @@ def test_reasons_are_listed_and_transient_ones_are_tried_again(
         expected = ("skipped", reason.value, f"failed because of {reason.name}")
         assert outcomes[f"b/long/video_{index:02d}.avi"] == expected
 
-    num_transient = sum(reason.is_transient for reason in reasons)
+    num_repeated = sum(reason.is_of_the_machine for reason in reasons)
     report = convert.convert(config, read=_failing_read)
-    assert report.shards_made == num_transient
+    assert report.shards_made == num_repeated
     for index, reason in enumerate(reasons):
         attempts = (failing / f"video_{index:02d}.txt").read_text()
-        assert len(attempts) == (4 if reason.is_transient else 1)
+        assert len(attempts) == (4 if reason.is_transient else 2 if reason.is_of_the_machine else 1)
     report = convert.convert(config, read=_read_any)
-    assert (report.shards_made, len(report.skipped)) == (num_transient, len(reasons) - num_transient)
+    assert (report.shards_made, len(report.skipped)) == (num_repeated, len(reasons) - num_repeated)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_the_fingerprint_follows_the_content(
+    tmp_path: Path, videos: Path, conversion: MakeConversion, data_dir: str
+) -> None:
+    """Other videos under the same names, of the same size and time, are other data."""
+    config = _of(conversion(tmp_path / "out"), videos)
+    convert.convert(config)
+    before = shards.read_info(tmp_path / "out")
+    first, second = videos / "long/video_00.avi", videos / "long/video_01.avi"
+    contents = first.read_bytes(), second.read_bytes()
+    first.write_bytes(contents[1])
+    second.write_bytes(contents[0])
+    assert convert.convert(config).shards_made > 0
+    after = shards.read_info(tmp_path / "out")
+    assert after.settings == before.settings
+    assert after.fingerprint != before.fingerprint
+    first.write_bytes(contents[0])
+    second.write_bytes(contents[1])
+    convert.convert(config)
+    assert shards.read_info(tmp_path / "out").fingerprint == before.fingerprint
+
+
+@pytest.mark.usefixtures("in_process")
+def test_temporary_files_of_killed_workers_are_deleted_at_the_commit(
+    tmp_path: Path, conversion: MakeConversion
+) -> None:
+    def leave_a_file(*arguments: Any) -> None:
+        (tmp_path / "out/.conversion/a.0123.tmp").write_bytes(b"half")
+        (tmp_path / "out/train.0123.tmp").write_bytes(b"half")
+        convert.make_shards_here(*arguments)
+
+    convert.convert(conversion(tmp_path / "out"), make_shards=leave_a_file)
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_settings_are_compared_again_under_the_lock(
+    tmp_path: Path, conversion: MakeConversion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another conversion, with other settings, begins after the first comparison and ends before the lock."""
+    lock = conversion_state.lock
+
+    def late_lock(output_dir: str) -> object:
+        conversion_state.write_settings(output_dir, {"seed": 7})
+        return lock(output_dir)
+
+    monkeypatch.setattr(conversion_state, "lock", late_lock)
+    with pytest.raises(convert.ConversionError, match="holds a dataset with other settings"):
+        convert.convert(conversion(tmp_path / "out"))
+    assert conversion_state.read_settings(str(tmp_path / "out")) == {"seed": 7}
 
 
 def _read_any(path: str, clip: ClipConfig, encoding: str, quality: int) -> EncodedClip:

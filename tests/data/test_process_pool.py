@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 from pebble import ProcessExpired
 
-from synthetic import InProcessPool, content_read, failing_windows, frame_indices_of, write_brightness_video
+from synthetic import (
+    InProcessPool,
+    content_read,
+    failing_windows,
+    frame_indices_of,
+    hoarding_read,
+    write_brightness_video,
+)
 from vidpipe.config import ClipConfig
 from vidpipe.data import process_pool, video
 from vidpipe.data.process_pool import ReaderPool, Result
@@ -22,7 +29,7 @@ CRASHED = Failure(SkipReason.CRASHED, f"crashed the decoder (exit code {-signal.
 HUNG = Failure(SkipReason.TIMED_OUT, "timed out after 3 s")
 TOO_LARGE = Failure(SkipReason.OUT_OF_MEMORY, "needs more memory than the limit")
 NO_VIDEO = Failure(SkipReason.CANNOT_OPEN, "does not open as a video")
-MISSING = Failure(SkipReason.CANNOT_OPEN, "cannot be read: No such file or directory")
+MISSING = Failure(SkipReason.UNREADABLE, "cannot be read: No such file or directory")
 
 
 def _pool(num_workers: int, timeout_sec: float = 3) -> ReaderPool:
@@ -103,6 +110,14 @@ def test_a_single_read_gets_one_attempt(tmp_path: Path) -> None:
         start = time.monotonic()
         assert pool.read(content_read, *_arguments(tmp_path / "a.avi")).failure == HUNG
         assert time.monotonic() - start < 5.5
+
+
+@pytest.mark.processes
+def test_each_video_has_the_same_room_whatever_was_read_before(tmp_path: Path) -> None:
+    path = write_brightness_video(tmp_path / "a.avi", 4)
+    with ReaderPool(num_workers=1, timeout_sec=60, memory_mb=400) as pool:
+        for _ in range(4):
+            assert pool.read(hoarding_read, *_arguments(path)).failure is None
 
 
 @pytest.mark.processes

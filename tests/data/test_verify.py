@@ -127,7 +127,7 @@ def test_a_valid_dataset_of_uncropped_frames_has_no_problems(
         ),
         pytest.param(
             _edit_info(lambda v: v["settings"].update(seed=7)),
-            ["dataset_info.json: its settings do not match its fingerprint"],
+            ["dataset_info.json: its settings or shards do not match its fingerprint"],
             id="edited settings",
         ),
         pytest.param(

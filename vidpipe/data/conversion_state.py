@@ -15,6 +15,7 @@ from typing import Any
 import tensorflow as tf
 from filelock import FileLock
 
+from vidpipe.config import fingerprint
 from vidpipe.data.conversion_plan import ShardPlan
 from vidpipe.data.shards import ShardInfo
 from vidpipe.data.skip_reason import SkipReason
@@ -66,7 +67,8 @@ def write_shard_state(output_dir: str, shard: ShardInfo, videos: list[dict[str, 
       shard: the shard that was written.
       videos: for each of its videos the row of videos.csv, and the `source_state` of the file under "source".
     """
-    text = json.dumps({"shard": dataclasses.asdict(shard), "videos": videos}) + "\n"
+    state = {"shard": dataclasses.asdict(shard), "videos": videos}
+    text = json.dumps(state | {"sha256": fingerprint(state)}) + "\n"
     files.write_text(address_of(output_dir, f"{shard.name}.json"), text)
 
 
@@ -75,9 +77,15 @@ def read_shard_state(output_dir: str, plan: ShardPlan) -> tuple[ShardInfo, list[
 
     Raises:
       tf.errors.NotFoundError: the shard is not finished.
-      ValueError, KeyError, TypeError: the file is corrupt.
+      ValueError, KeyError, TypeError: the file is corrupt, or belongs to another plan.
     """
     state = json.loads(files.read_text(address_of(output_dir, f"{plan.name}.json")))
+    if fingerprint({"shard": state["shard"], "videos": state["videos"]}) != state["sha256"]:
+        raise ValueError(f"the state of {plan.name} is corrupt")
+    planned = [(row.video_id, row.split, row.label_name, row.group) for row in plan.rows]
+    videos = [(row["video_id"], row["split"], row["label"], row["group"]) for row in state["videos"]]
+    if videos != planned or state["shard"]["name"] != plan.name:
+        raise ValueError(f"the state of {plan.name} is that of other videos")
     return ShardInfo(**state["shard"]), state["videos"]
 
 
@@ -93,15 +101,15 @@ def source_state(video_dir: str, row: VideoRow) -> SourceState:
 def is_finished(output_dir: str, video_dir: str, plan: ShardPlan) -> bool:
     """Whether an earlier run wrote this shard, it is valid, and its source files have not changed.
 
-    A shard is not finished if one of its videos was skipped for a transient reason, or for a reason that this
-    version does not know.
+    A shard is not finished if one of its videos was skipped for a reason of the machine, or for a reason that
+    this version does not know.
     """
     try:
         info, videos = read_shard_state(output_dir, plan)
         for row, video in zip(plan.rows, videos, strict=True):
-            if video["video_id"] != row.video_id or video["source"] != source_state(video_dir, row):
+            if video["source"] != source_state(video_dir, row):
                 return False
-            if video["status"] != "ok" and SkipReason(video["reason"]).is_transient:
+            if video["status"] != "ok" and SkipReason(video["reason"]).is_of_the_machine:
                 return False
         address = posixpath.join(output_dir, plan.name)
         return files.size_of(address) == info.bytes and files.sha256_of(address) == info.sha256

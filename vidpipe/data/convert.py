@@ -20,7 +20,7 @@ from typing import Any
 import tensorflow as tf
 from filelock import Timeout
 
-from vidpipe.config import SPLITS, ConversionConfig, differences, fingerprint
+from vidpipe.config import SPLITS, ConversionConfig, differences
 from vidpipe.data import conversion_state, shards, video
 from vidpipe.data.conversion_plan import ShardPlan, dataset_settings, plan_conversion
 from vidpipe.data.conversion_state import SourceState
@@ -116,6 +116,7 @@ def convert(
         if not remote.is_remote(output_dir):
             (Path(output_dir) / conversion_state.STATE_DIR).mkdir(parents=True, exist_ok=True)
         with conversion_state.lock(output_dir):
+            _check_same_dataset(output_dir, settings)  # again: another conversion may have begun in between
             report = _convert_locked(config, rows, classes, settings, read, make_shards or make_shards_here)
         return dataclasses.replace(report, warnings=warnings + report.warnings)
     except Timeout:
@@ -297,11 +298,12 @@ def _commit(
         clip=config.clip,
         encoding=config.encoding,
         splits=splits,
-        fingerprint=fingerprint(settings),
+        fingerprint=shards.fingerprint_of(settings, splits),
         settings=settings,
         videos_sha256=files.sha256_of(table),
     )
     shards.write_info(output_dir, info)
+    conversion_state.delete_temporary_files(output_dir)  # of workers that were killed
     num_made = sum(map(len, plans.values())) - num_kept
     return ConversionReport(written.total(), skipped, num_kept, num_made, warnings)
 

@@ -50,7 +50,7 @@ class ReaderPool:
     Args:
       num_workers: number of processes.
       timeout_sec: time limit of a video in seconds.
-      memory_mb: memory limit of a process in MiB.
+      memory_mb: memory that a video may take, in MiB.
     """
 
     def __init__(self, *, num_workers: int, timeout_sec: float, memory_mb: int) -> None:
@@ -115,8 +115,6 @@ class ReaderPool:
         return ProcessPool(
             self._num_workers,
             context=multiprocessing.get_context("spawn"),
-            initializer=video.limit_memory,
-            initargs=[self._memory_mb],
         )
 
     def _start(self, function: Callable[..., Any], arguments: Sequence[Any]) -> Future:
@@ -126,7 +124,8 @@ class ReaderPool:
                 self._pool.stop()
                 self._pool.join()
                 self._pool = self._new_pool()
-            return self._pool.schedule(function, arguments, timeout=self._timeout_sec)
+            call = (self._memory_mb, function, *arguments)
+            return self._pool.schedule(_call_with_limit, call, timeout=self._timeout_sec)
 
     def _result(self, request: _Request, future: Future) -> Result[_Request, Any]:
         try:
@@ -140,6 +139,11 @@ class ReaderPool:
         except (VideoReadError, OSError, MemoryError) as error:
             failure = _failure(error)
         return Result(request, failure=failure)
+
+
+def _call_with_limit(memory_mb: int, function: Callable[..., _Value], *arguments: Any) -> _Value:
+    video.limit_memory(memory_mb)
+    return function(*arguments)
 
 
 def stream(
@@ -157,7 +161,7 @@ def stream(
       function: reads a video value by value.
       arguments: arguments of `function`.
       timeout_sec: time limit of each value in seconds.
-      memory_mb: memory limit of the process in MiB.
+      memory_mb: memory that the video may take, in MiB.
 
     Yields:
       The values, and finally a Failure if the process did not reach the end.
@@ -201,7 +205,7 @@ def _failure(error: VideoReadError | OSError | MemoryError) -> Failure:
     if isinstance(error, VideoReadError):
         return error.failure
     if isinstance(error, OSError):
-        return Failure(SkipReason.CANNOT_OPEN, f"cannot be read: {error.strerror}")
+        return Failure(SkipReason.UNREADABLE, f"cannot be read: {error.strerror}")
     return OUT_OF_MEMORY
 
 

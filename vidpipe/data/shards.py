@@ -9,7 +9,7 @@ import hashlib
 import json
 import posixpath
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import google_crc32c
 import tensorflow as tf
 
-from vidpipe.config import SPLITS, ClipConfig, from_dict
+from vidpipe.config import SPLITS, ClipConfig, fingerprint, from_dict
 from vidpipe.data.record_encoding import SCHEMA_VERSION
 from vidpipe.errors import VidpipeError, first_line
 from vidpipe.storage import files, remote
@@ -59,7 +59,7 @@ class DatasetInfo:
       clip: how videos became clips.
       encoding: encoding of the frames: jpeg, png or raw.
       splits: the shards of each split, in order; empty for a split without videos.
-      fingerprint: sha256 of `settings`.
+      fingerprint: `fingerprint_of` the settings and the shards.
       settings: everything that decides the bytes of the shards.
       videos_sha256: sha256 of videos.csv.
     """
@@ -76,6 +76,11 @@ class DatasetInfo:
     def num_clips(self, split: str) -> int:
         """Returns the number of clips in a split."""
         return sum(shard.clips for shard in self.splits[split])
+
+
+def fingerprint_of(settings: dict[str, Any], splits: Mapping[str, Sequence[ShardInfo]]) -> str:
+    """Returns a digest that changes with the settings of a dataset and with the content of its records."""
+    return fingerprint([settings, {split: [shard.sha256 for shard in splits[split]] for split in SPLITS}])
 
 
 def shard_name(split: str, index: int, count: int) -> str:

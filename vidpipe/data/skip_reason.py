@@ -10,6 +10,7 @@ class SkipReason(enum.Enum):
     """Why a video was skipped; the column `reason` of videos.csv holds the value."""
 
     NOT_FOUND = "not_found"
+    UNREADABLE = "unreadable"
     CANNOT_OPEN = "cannot_open"
     NO_DECODER = "no_decoder"
     NO_FRAMES = "no_frames"
@@ -25,6 +26,11 @@ class SkipReason(enum.Enum):
     def is_transient(self) -> bool:
         """Whether another attempt may succeed: the machine was busy, or the file was still growing."""
         return self in (SkipReason.CHANGED, SkipReason.TIMED_OUT, SkipReason.CRASHED)
+
+    @property
+    def is_of_the_machine(self) -> bool:
+        """Whether the video itself may be healthy, so that the next run tries it again."""
+        return self.is_transient or self in (SkipReason.UNREADABLE, SkipReason.OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from vidpipe.config import SPLITS, fingerprint, to_dict
+from vidpipe.config import SPLITS, to_dict
 from vidpipe.data import shards
 from vidpipe.data.corruption import check_records, rows_by_shard
 from vidpipe.progress import Progress
@@ -42,8 +42,8 @@ def verify(data_dir: str) -> Iterator[str]:
 
 
 def _check_info(data_dir: str, info: shards.DatasetInfo) -> Iterator[str]:
-    if fingerprint(info.settings) != info.fingerprint:
-        yield f"{shards.INFO_NAME}: its settings do not match its fingerprint; the file was edited"
+    if shards.fingerprint_of(info.settings, info.splits) != info.fingerprint:
+        yield f"{shards.INFO_NAME}: its settings or shards do not match its fingerprint; the file was edited"
     repeated = {"classes": list(info.classes), "clip": to_dict(info.clip), "encoding": info.encoding}
     for name, value in repeated.items():
         if info.settings.get(name) != value:

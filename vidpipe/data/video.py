@@ -1,6 +1,7 @@
 """Video files to clips, and frames to bytes. Outside of this module and `pixels`, colours are RGB."""
 
 import os
+import re
 import resource
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -231,11 +232,13 @@ def write_video(path: str, frames: Iterable[np.ndarray], *, fps: float = 25, fou
 
 
 def limit_memory(megabytes: int) -> None:
-    """Limits the data memory of this process, in MiB; a decoding process calls this first.
+    """Limits the data memory that this process may add to what it has, in MiB.
 
-    A video that needs more memory then fails alone, without affecting other processes.
+    A decoding process calls this before each video, which then has the same room whatever was read before it.
+    A video that needs more fails alone, without affecting other processes.
     """
-    resource.setrlimit(resource.RLIMIT_DATA, (megabytes << 20, resource.RLIM_INFINITY))
+    (kib,) = re.findall(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    resource.setrlimit(resource.RLIMIT_DATA, ((int(kib) << 10) + (megabytes << 20), resource.RLIM_INFINITY))
 
 
 def _read_bgr(path: str, clip: ClipConfig) -> VideoClip:
