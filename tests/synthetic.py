@@ -1,7 +1,9 @@
 """Synthetic videos with known content (frame i has brightness 20 + 10 * i), and readers that fail."""
 
 import dataclasses
+import hashlib
 import itertools
+import json
 import os
 import signal
 import sys
@@ -139,6 +141,15 @@ def save_colour_model(run_dir: Path, clip: ClipConfig, classes: tuple[str, str, 
     run_dir.mkdir(parents=True, exist_ok=True)
     model = keras.Model({"frames": frames, "mask": mask}, logits)
     save_model(model, ModelMetadata(classes, clip, clip.num_frames), run_dir / "model.keras")
+
+
+def edit_videos_csv(folder: Path, old: str, new: str) -> None:
+    """Replaces text in videos.csv of a dataset, and writes its digest into dataset_info.json."""
+    table, info = folder / "videos.csv", folder / "dataset_info.json"
+    table.write_text(table.read_text().replace(old, new))
+    values = json.loads(info.read_text())
+    values["videos_sha256"] = hashlib.sha256(table.read_bytes()).hexdigest()
+    info.write_text(json.dumps(values))
 
 
 def touch(folder: Path, *names: str) -> None:

@@ -79,7 +79,7 @@ def _print_summary(dataset: "Dataset") -> None:
     from vidpipe.data import shards
 
     info, clip = dataset.info, dataset.clip
-    rows = list(shards.read_videos(dataset.read_dir))
+    rows = shards.read_videos(dataset.read_dir)
     stride = f" (frame_stride {clip.frame_stride})" if clip.frame_stride else ""
     frame_size = f"{clip.image_size} x {clip.image_size}"
     if clip.resize == "short_side":

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 import tensorflow as tf
@@ -13,6 +14,7 @@ import tensorflow as tf
 from synthetic import flip_bit, record_start
 from vidpipe.config import ClipConfig
 from vidpipe.data import shards
+from vidpipe.data.dataset import open_dataset
 from vidpipe.data.verify import verify
 from vidpipe.storage import files
 
@@ -85,6 +87,48 @@ def _share_group(folder: Path) -> None:
         next(row for row in rows if row["split"] == split)["group"] = "shared"
     with files.staged_csv(folder / shards.VIDEOS_NAME, shards.VIDEO_COLUMNS) as writer:
         writer.writerows(rows)
+
+
+def _remove_a_shard_and_its_rows(folder: Path) -> None:
+    """Leaves counts, names and the digest of videos.csv consistent."""
+    (folder / SECOND).unlink()
+    (folder / FIRST).rename(folder / "train-00000-of-00001.tfrecord")
+    path = folder / shards.VIDEOS_NAME
+    lines = [line for line in path.read_text().splitlines(keepends=True) if SECOND not in line]
+    path.write_text("".join(lines).replace(FIRST, "train-00000-of-00001.tfrecord"))
+
+    def change(values: dict) -> None:
+        values["splits"]["train"].pop()
+        values["splits"]["train"][0]["name"] = "train-00000-of-00001.tfrecord"
+        values["videos_sha256"] = files.sha256_of(path)
+
+    _edit_info(change)(folder)
+
+
+@pytest.mark.parametrize("name", [shards.VIDEOS_NAME, shards.INFO_NAME])
+def test_every_flipped_bit_is_found_without_a_traceback(
+    name: str, data_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vidpipe.data.verify.check_records", lambda *_: iter(()))
+    folder = Path(shutil.copytree(data_dir, tmp_path / "copy"))
+    data = (folder / name).read_bytes()
+    random = Random(1)
+    for position in sorted(random.sample(range(len(data)), 150)):
+        flipped = bytes([data[position] ^ 1 << random.randrange(8)])
+        (folder / name).write_bytes(data[:position] + flipped + data[position + 1 :])
+        problems = list(verify(str(folder)))
+        assert problems, position
+        assert all("\n" not in problem for problem in problems)
+
+
+def test_an_edited_list_of_videos_is_not_evaluated(data_dir: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(data_dir, tmp_path / "copy"))
+    _edit_table("video_00", "video_99")(folder)
+    with (
+        open_dataset(str(folder)) as dataset,
+        pytest.raises(shards.ShardError, match="was edited or is corrupt"),
+    ):
+        dataset.clip_rows("train")
 
 
 def test_a_valid_dataset_has_no_problems(data_dir: str) -> None:
@@ -164,6 +208,30 @@ def test_a_valid_dataset_of_uncropped_frames_has_no_problems(
             _edit_info(lambda v: v["clip"].update(resize="short_side")),
             ["clip differs", "position 0, .*frames of 32 x 32 pixels instead of . frames of 32 x 43"],
             id="another resize in the settings",
+        ),
+        pytest.param(
+            _edit_info(lambda v: v["splits"]["train"].append(v["splits"]["train"][0])),
+            ["the shards of train are .*; some are missing or foreign", "do not match its fingerprint"],
+            id="a shard listed twice",
+        ),
+        pytest.param(
+            _edit_info(lambda v: v["splits"]["test"].append(v["splits"]["train"].pop())),
+            ["the shards of test are", f"lists 4 clips of train in {SECOND}, which holds 0"],
+            id="a shard in another split",
+        ),
+        pytest.param(
+            _remove_a_shard_and_its_rows,
+            ["do not match its fingerprint", r"lists \{'train': 4, .* the conversion's settings say \{.*8"],
+            id="a shard and its rows",
+        ),
+        pytest.param(
+            lambda f: (f / shards.VIDEOS_NAME).write_bytes(b"video_id\n\xff"), ["videos.csv is corrupt"],
+            id="no UTF-8",
+        ),
+        pytest.param(_edit_table("position", "posisjon"), ["has no column position"], id="no column"),
+        pytest.param(_edit_table(",48,64,", ",48,64,,7"), ["corrupt in its row"], id="surplus value"),
+        pytest.param(
+            lambda f: ((f / FIRST).unlink(), (f / FIRST).mkdir()), [f"{FIRST}: missing"], id="folder"
         ),
         pytest.param(_share_group, [r"group shared: in both train and val"], id="a group in train and val"),
         pytest.param(lambda f: (f / shards.INFO_NAME).unlink(), ["is not a finished dataset"], id="no info"),

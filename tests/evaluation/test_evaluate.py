@@ -13,6 +13,7 @@ import pytest
 from keras import layers
 from sklearn import metrics as sk
 
+from synthetic import edit_videos_csv
 from tools import evaluate as tool
 from vidpipe.config import ClipConfig, EvaluationConfig
 from vidpipe.data import input_pipeline, shards
@@ -252,8 +253,7 @@ def test_a_table_that_does_not_describe_the_shards_is_rejected(
     run_dir: Path, data_dir: str, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(data_dir, tmp_path / "copy"))
-    table = folder / shards.VIDEOS_NAME
-    table.write_text(table.read_text().replace(",test,long,", ",test,short,"))
+    edit_videos_csv(folder, ",test,long,", ",test,short,")
     with pytest.raises(evaluate.EvaluateError, match="the labels in videos.csv are not those of the shards"):
         evaluate.evaluate(_config(run_dir, str(folder)))
 

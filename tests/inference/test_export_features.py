@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 
+from synthetic import edit_videos_csv
 from tools import export as export_tool
 from vidpipe.config import ExportConfig
 from vidpipe.data import shards
@@ -149,13 +150,14 @@ def test_an_older_file_is_kept_if_the_dataset_is_corrupt_or_empty(
     assert_fails(f"A shard of {folder} is corrupt: {shard.name}, position")
     shard.write_bytes(intact)
 
-    table = folder / shards.VIDEOS_NAME
-    text = table.read_text()
-    longer = text + next(line for line in text.splitlines() if ",val,short," in line) + "\n"
-    for wrong in (text.replace(",val,short,", ",val,long,"), text.replace(",val,", ",test,"), longer):
-        table.write_text(wrong)
+    table, info = folder / shards.VIDEOS_NAME, folder / shards.INFO_NAME
+    text, info_text = table.read_text(), info.read_text()
+    line = next(line for line in text.splitlines() if ",val,short," in line)
+    for old, new in ((",val,short,", ",val,long,"), (",val,", ",test,"), (line, f"{line}\n{line}")):
+        edit_videos_csv(folder, old, new)
         assert_fails("videos.csv are not those of the shards")
-    table.write_text(text)
+        table.write_text(text)
+        info.write_text(info_text)
 
     shards.write_info(folder, dataclasses.replace(dataset.info, splits=dataset.info.splits | {"val": ()}))
     assert_fails(f"{folder} has no val clips")

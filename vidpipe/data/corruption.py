@@ -121,7 +121,9 @@ def _check_record(
     record: dict[str, tf.Tensor], where: str, info: shards.DatasetInfo, row: dict[str, str] | None
 ) -> Iterator[str]:
     """Compares a decoded record with the class list, videos.csv and the frame size."""
-    video_id, label_name = (record[name].numpy().decode() for name in ("video_id", "label_name"))
+    video_id, label_name = (
+        record[name].numpy().decode(errors="replace") for name in ("video_id", "label_name")
+    )
     label = int(record["label"])
     if not 0 <= label < len(info.classes) or info.classes[label] != label_name:
         yield f"{where}, {video_id}: label {label} ({label_name}) does not agree with the class list"

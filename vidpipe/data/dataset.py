@@ -57,7 +57,7 @@ class Dataset:
 
     def clip_rows(self, split: str) -> list[dict[str, str]]:
         """Lists the rows of videos.csv of a split's clips, in the order of its records."""
-        return shards.clip_rows(self.read_dir, split)
+        return shards.clip_rows(self.read_dir, split, sha256=self.info.videos_sha256)
 
     def video_ids(self, split: str) -> list[str]:
         """Lists the video_ids of a split's clips, in the order of its records."""

@@ -6,10 +6,12 @@ counts, sizes and digests in dataset_info.json do.
 
 import csv
 import hashlib
+import io
+import itertools
 import json
 import posixpath
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,13 @@ VIDEO_COLUMNS = (
     "video_id", "split", "label", "group", "status", "reason", "message", "shard", "position",
     "frames_shown", "frames_damaged", "frames_kept", "fps", "height", "width", "unconverted",
 )  # fmt: skip
+
+
+_NEEDED_COLUMNS = (
+    "video_id", "split", "label", "group", "status", "reason", "shard", "position", "frames_kept", "height",
+    "width",
+)  # fmt: skip
+_WRITE_AGAIN = "The same tools/convert_videos.py command writes it again."
 
 
 class ShardError(VidpipeError):
@@ -169,11 +178,23 @@ def read_info(data_dir: Address) -> DatasetInfo:
             split: tuple(ShardInfo(**shard) for shard in shards) for split, shards in values["splits"].items()
         }
         info = DatasetInfo(**values)
+        _check_types(info)
     except (KeyError, TypeError, AttributeError, VidpipeError) as error:
         raise ShardError(f"{address} is corrupt ({error!r}). Convert the videos again.") from None
     if set(info.splits) != set(SPLITS):
         raise ShardError(f"{address} is corrupt: its splits are {', '.join(info.splits)}.")
     return info
+
+
+def _check_types(info: DatasetInfo) -> None:
+    """Raises a TypeError where JSON gave another type than `DatasetInfo` says."""
+    expected: list[tuple[object, type]] = [(info.settings, dict)]
+    expected += [(text, str) for text in (info.encoding, info.fingerprint, info.videos_sha256, *info.classes)]
+    for shard in itertools.chain(*info.splits.values()):
+        expected += [(shard.name, str), (shard.sha256, str), (shard.clips, int), (shard.bytes, int)]
+    for value, kind in expected:
+        if type(value) is not kind:
+            raise TypeError(f"{value!r} is no {kind.__name__}")
 
 
 def shard_paths(data_dir: Address, info: DatasetInfo, split: str) -> list[str]:
@@ -199,19 +220,47 @@ def shard_paths(data_dir: Address, info: DatasetInfo, split: str) -> list[str]:
     return paths
 
 
-def read_videos(data_dir: Address) -> Iterator[dict[str, str]]:
-    """Yields the rows of videos.csv, one per source video, in the order of the shards.
+def read_videos(data_dir: Address, *, sha256: str | None = None) -> list[dict[str, str]]:
+    """Reads the rows of videos.csv, one per source video, in the order of the shards.
 
     Datasets of earlier versions have no column `message`, and a sentence in `reason`.
+
+    Args:
+      data_dir: the dataset.
+      sha256: what the digest of the file must be; None for any.
+
+    Raises:
+      ShardError: the file is missing or corrupt.
     """
     path = posixpath.join(data_dir, VIDEOS_NAME)
     try:
-        with tf.io.gfile.GFile(path) as file:
-            yield from csv.DictReader(file)
+        data = files.read_bytes(path)
     except tf.errors.NotFoundError:
-        raise ShardError(f"{path} is missing. Convert the videos again.") from None
+        raise ShardError(f"{path} is missing. {_WRITE_AGAIN}") from None
+    except tf.errors.OpError as error:
+        raise UnreachableError(f"Cannot read {path}: {first_line(error)}.") from error
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise ShardError(f"{path} was edited or is corrupt: {INFO_NAME} has another sha256. {_WRITE_AGAIN}")
+    try:
+        reader = csv.DictReader(io.StringIO(data.decode(), newline=""), strict=True)
+        rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ShardError(f"{path} is corrupt ({error}). {_WRITE_AGAIN}") from None
+    missing = [name for name in _NEEDED_COLUMNS if name not in (reader.fieldnames or ())]
+    if missing:
+        raise ShardError(f"{path} is corrupt: it has no column {missing[0]}. {_WRITE_AGAIN}")
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values() or not _has_numbers(row):
+            raise ShardError(f"{path} is corrupt in its row {number}. {_WRITE_AGAIN}")
+    return rows
 
 
-def clip_rows(data_dir: Address, split: str) -> list[dict[str, str]]:
+def clip_rows(data_dir: Address, split: str, *, sha256: str | None = None) -> list[dict[str, str]]:
     """Lists the rows of videos.csv that became clips of `split`, in the order of its records."""
-    return [row for row in read_videos(data_dir) if row["split"] == split and row["status"] == "ok"]
+    rows = read_videos(data_dir, sha256=sha256)
+    return [row for row in rows if row["split"] == split and row["status"] == "ok"]
+
+
+def _has_numbers(row: dict[str, str]) -> bool:
+    numbers = [row[name] for name in ("position", "frames_kept", "height", "width")]
+    return row["status"] != "ok" or all(text.isascii() and text.isdigit() for text in numbers)

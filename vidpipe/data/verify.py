@@ -4,9 +4,12 @@ import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from vidpipe.config import SPLITS, to_dict
+import tensorflow as tf
+
+from vidpipe.config import SPLITS, fingerprint, to_dict
 from vidpipe.data import shards
 from vidpipe.data.corruption import check_records, rows_by_shard
+from vidpipe.errors import first_line
 from vidpipe.progress import Progress
 from vidpipe.storage import files
 
@@ -15,21 +18,29 @@ def verify(data_dir: str) -> Iterator[str]:
     """Yields a line per problem; nothing for a dataset that is exactly as it was converted.
 
     Checks that:
-    - dataset_info.json agrees with its own fingerprint and with videos.csv;
+    - dataset_info.json agrees with its own fingerprint, lists complete shards of each split, and has the
+      settings that it repeats;
+    - videos.csv has its digest, the number of videos of each split, and the clips of each shard;
     - every shard exists, with its size and sha256, and there are no other shards in the folder;
     - every record has a valid checksum, the listed video and label, and frames that decode to their size;
     - no video is listed twice, and no group is in both train and val.
     """
     try:
         info = shards.read_info(data_dir)
-        rows = list(shards.read_videos(data_dir))
-    except shards.ShardError as error:
-        yield str(error)
+        yield from _check_info(info)
+        rows = shards.read_videos(data_dir)
+        if files.sha256_of(posixpath.join(data_dir, shards.VIDEOS_NAME)) != info.videos_sha256:
+            yield (
+                f"{shards.VIDEOS_NAME}: its sha256 differs from the one in {shards.INFO_NAME}; one of the "
+                "files was edited"
+            )
+        found = shards.shard_names_in(data_dir)
+    except (shards.ShardError, tf.errors.OpError) as error:
+        yield first_line(error)
         return
-    yield from _check_info(data_dir, info)
-    yield from _check_rows(rows)
+    yield from _check_rows(rows, info)
     listed = {shard.name: shard for split in SPLITS for shard in info.splits[split]}
-    for name in shards.shard_names_in(data_dir):
+    for name in found:
         if name not in listed:
             yield f"{name}: does not belong to the dataset; delete it"
     shard_rows = rows_by_shard(rows)
@@ -37,25 +48,52 @@ def verify(data_dir: str) -> Iterator[str]:
     with Progress("Verifying", sum(info.num_clips(split) for split in SPLITS), "clips") as progress:
         for name, shard in listed.items():
             address = posixpath.join(data_dir, name)
-            yield from _check_shard(address, shard, info, shard_rows[name], name_of_digest)
+            try:
+                yield from _check_shard(address, shard, info, shard_rows[name], name_of_digest)
+            except tf.errors.OpError as error:
+                yield f"{name}: cannot be read: {first_line(error)}"
             progress.advance(shard.clips)
 
 
-def _check_info(data_dir: str, info: shards.DatasetInfo) -> Iterator[str]:
-    if shards.fingerprint_of(info.settings, info.splits) != info.fingerprint:
+def _check_info(info: shards.DatasetInfo) -> Iterator[str]:
+    # Earlier versions took the fingerprint of the settings alone.
+    if info.fingerprint not in (
+        shards.fingerprint_of(info.settings, info.splits),
+        fingerprint(info.settings),
+    ):
         yield f"{shards.INFO_NAME}: its settings or shards do not match its fingerprint; the file was edited"
     repeated = {"classes": list(info.classes), "clip": to_dict(info.clip), "encoding": info.encoding}
     for name, value in repeated.items():
         if info.settings.get(name) != value:
             yield f"{shards.INFO_NAME}: {name} differs from the conversion's settings; the file was edited"
-    if files.sha256_of(posixpath.join(data_dir, shards.VIDEOS_NAME)) != info.videos_sha256:
+    for split in SPLITS:
+        names = [shard.name for shard in info.splits[split]]
+        expected = [shards.shard_name(split, index, len(names)) for index in range(len(names))]
+        if names != expected:
+            yield (
+                f"{shards.INFO_NAME}: the shards of {split} are {', '.join(names)}; some are missing or "
+                "foreign"
+            )
+
+
+def _check_rows(rows: list[dict[str, str]], info: shards.DatasetInfo) -> Iterator[str]:
+    num_videos = Counter(row["split"] for row in rows)
+    if dict(num_videos) != info.settings.get("videos"):
         yield (
-            f"{shards.VIDEOS_NAME}: its sha256 differs from the one in {shards.INFO_NAME}; one of the files "
-            "was edited"
+            f"{shards.VIDEOS_NAME}: lists {dict(num_videos)} videos; the conversion's settings say "
+            f"{info.settings.get('videos')}"
         )
-
-
-def _check_rows(rows: list[dict[str, str]]) -> Iterator[str]:
+    positions: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for row in rows:
+        if row["status"] == "ok":
+            positions[row["split"], row["shard"]].append(int(row["position"]))
+    clips = {(split, shard.name): shard.clips for split in SPLITS for shard in info.splits[split]}
+    for split, name in sorted(clips.keys() | positions.keys()):
+        if positions[split, name] != list(range(clips.get((split, name), 0))):
+            yield (
+                f"{shards.VIDEOS_NAME}: lists {len(positions[split, name])} clips of {split} in "
+                f"{name or 'no shard'}, which holds {clips.get((split, name), 0)}, or in another order"
+            )
     for video_id, count in Counter(row["video_id"] for row in rows).items():
         if count > 1:
             yield f"{video_id}: listed {count} times"

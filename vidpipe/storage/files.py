@@ -76,8 +76,13 @@ def read_text(address: Address) -> str:
     Raises:
       tf.errors.OpError: it cannot be read; NotFoundError if it does not exist.
     """
+    return read_bytes(address).decode()
+
+
+def read_bytes(address: Address) -> bytes:
+    """Reads a small file, as `read_text` does."""
     with tf.io.gfile.GFile(address, "rb") as file:
-        return file.read().decode()
+        return file.read()
 
 
 def size_of(address: Address) -> int | None:
