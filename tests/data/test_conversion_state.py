@@ -98,16 +98,16 @@ def test_no_flipped_bit_of_the_state_is_believed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reason", list(SkipReason))
-def test_a_video_skipped_because_of_the_machine_is_read_again(tmp_path: Path, reason: SkipReason) -> None:
+def test_a_video_skipped_for_a_retryable_reason_is_read_again(tmp_path: Path, reason: SkipReason) -> None:
     _finish(tmp_path, status="skipped", reason=reason.value, message="")
-    assert _is_finished(tmp_path) == (not reason.is_of_the_machine)
+    assert _is_finished(tmp_path) == (not reason.is_retryable)
 
 
-def test_reasons_of_the_machine() -> None:
+def test_retryable_reasons() -> None:
     transient = {SkipReason.CHANGED, SkipReason.TIMED_OUT, SkipReason.CRASHED}
     assert {reason for reason in SkipReason if reason.is_transient} == transient
-    of_the_machine = transient | {SkipReason.UNREADABLE, SkipReason.OUT_OF_MEMORY}
-    assert {reason for reason in SkipReason if reason.is_of_the_machine} == of_the_machine
+    retryable = transient | {SkipReason.UNREADABLE, SkipReason.OUT_OF_MEMORY}
+    assert {reason for reason in SkipReason if reason.is_retryable} == retryable
 
 
 def test_a_reason_of_an_earlier_version_is_read_again(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def _failing_read(path: str, clip: ClipConfig, encoding: str, quality: int) -> E
 
 
 @pytest.mark.usefixtures("in_process")
-def test_reasons_are_listed_and_those_of_the_machine_are_tried_again(
+def test_reasons_are_listed_and_retryable_ones_are_tried_again(
     tmp_path: Path, video_dir: Path, conversion: MakeConversion
 ) -> None:
     """A video that was skipped because of the machine is read again by the next run; others are not."""
@@ -148,12 +148,12 @@ def test_reasons_are_listed_and_those_of_the_machine_are_tried_again(
         expected = ("skipped", reason.value, f"failed because of {reason.name}")
         assert outcomes[f"b/long/video_{index:02d}.avi"] == expected
 
-    num_repeated = sum(reason.is_of_the_machine for reason in reasons)
+    num_repeated = sum(reason.is_retryable for reason in reasons)
     report = convert.convert(config, read=_failing_read)
     assert report.shards_made == num_repeated
     for index, reason in enumerate(reasons):
         attempts = (failing / f"video_{index:02d}.txt").read_text()
-        assert len(attempts) == (4 if reason.is_transient else 2 if reason.is_of_the_machine else 1)
+        assert len(attempts) == (4 if reason.is_transient else 2 if reason.is_retryable else 1)
     report = convert.convert(config, read=_read_any)
     assert (report.shards_made, len(report.skipped)) == (num_repeated, len(reasons) - num_repeated)
 
@@ -273,8 +273,11 @@ def test_warnings_about_the_list_are_in_the_report(
     (videos / "third" / "video.dav").touch()
     config = _of(conversion(videos / "out"), videos)
     (warning,) = convert.convert(config).warnings
-    assert warning == "third has no video and is no class; it has 1 other files, such as third/video.dav."
-    (videos / "out" / "sheet.mp4").touch()  # the output folder is no class, also on the second run
+    assert (
+        warning
+        == "third contains no videos, so it is not a class; it has 1 other files, such as third/video.dav."
+    )
+    (videos / "out" / "sheet.mp4").touch()  # the output folder is not a class, also on the second run
     assert convert.convert(config).warnings == [warning]
 
 

@@ -61,13 +61,18 @@ def test_names_in_another_case_or_form_of_unicode_are_found_and_logged(
     rows = _read(tmp_path, ucf101_lists=lists, val_fraction=0)
     assert [row.path for row in rows] == ["HandstandPushups/v_HandstandPushups_g08_c01.avi", separate]
     assert rows[1].video_id == composed
-    assert "2 videos were found under a name in another case or form of Unicode, such as Hand" in caplog.text
+    assert (
+        "2 videos were found under a name in another case or Unicode normalization, such as Hand"
+        in caplog.text
+    )
 
 
 def test_one_of_two_similar_names_is_not_guessed(tmp_path: Path) -> None:
     touch(tmp_path, "a/X.avi", "a/x.avi", "b/1.avi")
     train = _csv(tmp_path / "train.csv", "video_name,tag\nA/X.avi,a\nb/1.avi,b\n")
-    with pytest.raises(ManifestError, match=r"A/X.avi is not there, but a/X.avi and a/x.avi are"):
+    with pytest.raises(
+        ManifestError, match="no A/X.avi, but a/X.avi and a/x.avi differ from it only in case"
+    ):
         _read(tmp_path, train_manifest=train)
 
 
@@ -84,7 +89,7 @@ def test_classes_come_only_from_videos_that_exist(tmp_path: Path, caplog: pytest
     rows = _read(tmp_path, train_manifest=train, val_fraction=0)
     assert class_names(rows) == ["x", "y"]
     assert len(rows) == 3
-    assert "None of the 1 videos of the class fast exists: there will be no such class." in caplog.text
+    assert "None of the 1 videos of the class fast exists; the class is left out." in caplog.text
 
 
 def test_the_output_folder_is_no_class(tmp_path: Path) -> None:
@@ -133,7 +138,7 @@ def test_a_class_without_videos_in_a_split_is_reported(
 def test_classes_that_look_the_same_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     touch(tmp_path, "Run/1.avi", "run/2.avi")
     _read(tmp_path, val_fraction=0)
-    assert "The classes Run and run differ only in case or form of Unicode." in caplog.text
+    assert "The classes Run and run differ only in case or Unicode normalization." in caplog.text
 
 
 def test_top_classes_prefers_the_later_name_among_equals(tmp_path: Path) -> None:
@@ -173,6 +178,13 @@ def test_an_invalid_manifest_is_rejected(tmp_path: Path, text: str, message: str
     touch(tmp_path, "a.mp4", "b.mp4")
     with pytest.raises(ManifestError, match=message):
         _read(tmp_path, train_manifest=_csv(tmp_path / "train.csv", text))
+
+
+@pytest.mark.parametrize("line", ["a.avi", "a/b/c.avi 1", "a/my video.avi 1", "a/b.avi 1 2"])
+def test_a_line_of_ucf101_lists_that_is_not_understood_is_rejected(tmp_path: Path, line: str) -> None:
+    lists = _ucf101(tmp_path / "lists", [], ["a/1.avi", "", line])
+    with pytest.raises(ManifestError, match=rf"testlist01\.txt:3: expected Class/video.avi.* found '{line}'"):
+        _read(tmp_path, ucf101_lists=lists)
 
 
 def test_a_video_in_train_and_test_is_rejected(tmp_path: Path) -> None:

@@ -81,9 +81,9 @@ def test_columns_that_are_not_read_are_named(tmp_path: Path, caplog: pytest.LogC
         (HEAD + 'a.mp4,x\nb.mp4,"x\nc.mp4,y"\n', "train.csv:3: a value contains a line break"),
         (HEAD + "a.mp4,x\nb.mp4," + "x" * 140_000 + "\n", "train.csv:3: field larger than field limit"),
         (HEAD + 'a.mp4,x\n"b".mp4,x\n', "train.csv:3: .*expected after"),
-        (b"video_name,tag\na.mp4,x\ncaf\xe9.mp4,x\n", "train.csv:3: has letters that are not in UTF-8. Save"),
-        ("video_name,tag\na.mp4,x\n".encode("utf-16"), "train.csv is not in UTF-8 but in UTF-16"),
-        ("video_name,tag\na.mp4,x\n".encode("utf-16-le"), "train.csv is not in UTF-8 but in UTF-16"),
+        (b"video_name,tag\na.mp4,x\ncaf\xe9.mp4,x\n", "train.csv:3: is not valid UTF-8. Save"),
+        ("video_name,tag\na.mp4,x\n".encode("utf-16"), "train.csv is UTF-16 or binary, not UTF-8"),
+        ("video_name,tag\na.mp4,x\n".encode("utf-16-le"), "train.csv is UTF-16 or binary, not UTF-8"),
         (b"PK\x03\x04rest", "train.csv is a spreadsheet or an archive"),
     ],
 )  # fmt: skip

@@ -1,5 +1,7 @@
 """Pixels as they are meant to be seen: colours, ranges, bit depths, transparency, shape and orientation."""
 
+import shutil
+import subprocess
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,34 @@ def test_an_edge_between_colours_stays_where_it_is(tmp_path: Path, pixel_format:
     assert clip.frames.shape == (1, 48, 64 * ratio, 3)
     left, right = np.split(clip.frames[0, 24].astype(int), 2)
     np.testing.assert_allclose(left + right[::-1], np.tile(left[0] + right[-1], (len(left), 1)), atol=2)
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="There is no ffmpeg command")
+@pytest.mark.parametrize("ratio", [Fraction(1), Fraction(64, 45)])
+@pytest.mark.parametrize(
+    ("codec", "pixel_format"),
+    [
+        ("libx264", "yuv420p"), ("libx264", "yuv420p10le"), ("libx264", "yuv444p"),
+        ("libx265", "yuv422p10le"),
+        ("mpeg2video", "yuv420p"), ("mjpeg", "yuvj420p"), ("ffv1", "gray"),
+    ],
+)  # fmt: skip
+def test_pixels_equal_those_of_the_ffmpeg_command(
+    tmp_path: Path, codec: str, pixel_format: str, ratio: Fraction
+) -> None:
+    def set_ratio(stream: Any) -> None:
+        stream.codec_context.sample_aspect_ratio = ratio
+
+    frames = np.random.default_rng(0).integers(0, 256, (2, 12, 16, 3), np.uint8).repeat(4, 1).repeat(4, 2)
+    options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    path = str(tmp_path / "a.mkv")
+    write_coded_video(Path(path), codec, pixel_format, frames, options=options, prepare=set_ratio)
+    clip = video.read_clip(path, ClipConfig(num_frames=2, image_size=48, resize="short_side"))
+    scale = f"scale={clip.info.width}:48"  # MPEG-2 rounds the ratio
+    command = ["ffmpeg", "-v", "error", "-i", path, "-vf", scale, "-pix_fmt", "bgr24", "-f", "rawvideo", "-"]
+    printed = subprocess.run(command, capture_output=True, check=True).stdout
+    expected = np.frombuffer(printed, np.uint8).reshape(clip.frames.shape)[..., ::-1]
+    assert np.abs(clip.frames.astype(int) - expected).mean() <= 1
 
 
 @pytest.mark.parametrize("codec", ["ffv1", "qtrle", "png"])

@@ -75,7 +75,7 @@ def test_corrupt_info_is_rejected(copy: Path, text: str) -> None:
 def test_a_missing_videos_csv_is_named(copy: Path) -> None:
     (copy / shards.VIDEOS_NAME).unlink()
     with pytest.raises(
-        shards.ShardError, match=r"videos.csv is missing. The same tools/convert_videos.py command writes it"
+        shards.ShardError, match=r"videos.csv is missing. Run the same tools/convert_videos.py command"
     ):
         list(shards.read_videos(copy))
 

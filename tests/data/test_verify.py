@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from synthetic import flip_bit, record_start
-from vidpipe.config import ClipConfig
+from vidpipe.config import ClipConfig, fingerprint
 from vidpipe.data import shards
 from vidpipe.data.dataset import open_dataset
 from vidpipe.data.verify import verify
@@ -103,6 +103,12 @@ def _remove_a_shard_and_its_rows(folder: Path) -> None:
         values["videos_sha256"] = files.sha256_of(path)
 
     _edit_info(change)(folder)
+
+
+def test_the_fingerprint_of_an_earlier_version_is_accepted(data_dir: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(data_dir, tmp_path / "copy"))
+    _edit_info(lambda values: values.update(fingerprint=fingerprint(values["settings"])))(folder)
+    assert list(verify(str(folder))) == []
 
 
 @pytest.mark.parametrize("name", [shards.VIDEOS_NAME, shards.INFO_NAME])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from vidpipe.data import video_tree
 from vidpipe.inference.video_files import find_videos, unique_names
 
 _FILES = (
@@ -41,6 +42,28 @@ def test_each_video_comes_once_and_arguments_without_videos_are_listed() -> None
         ["film.dat", "clips/b.avi", "clips/a.MP4", "clips/deep/er/c.mkv"],
         {"nowhere.avi": "no such file", "x/**": "matches no video", "empty": "no video in this folder"},
     )
+
+
+def test_links_do_not_repeat_videos() -> None:
+    """Folders with links to each other, and a second name of a video."""
+    for name, other in (("clips", "odd[1]"), ("odd[1]", "clips")):
+        Path(name, "other").symlink_to(Path(other).resolve())
+    Path("clips/z.avi").symlink_to("b.avi")
+    own = ["clips/a.MP4", "clips/b.avi", "clips/deep/er/c.mkv"]
+    assert find_videos(["clips"]) == ([*own, "clips/other/a.avi"], {})
+    found, _ = find_videos(["clips/**"])
+    assert len(found) == 4
+    assert found[:3] == own
+
+
+def test_a_folder_that_cannot_be_listed_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(path: Path) -> object:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(video_tree.os, "scandir", deny)
+    found, unmatched = find_videos(["film.dat", "clips"])
+    assert found == ["film.dat"]
+    assert unmatched["clips"].startswith("clips cannot be listed: Permission denied.")
 
 
 def test_file_names_are_unique() -> None:

@@ -15,7 +15,7 @@ _OTHER_WAY = "or list the videos in a CSV file (train_manifest)"
 def read_class_folders(video_dir: Path, tree: VideoTree) -> list[VideoRow]:
     """Reads `CLASS/video`, all of it train, or `train/CLASS/video`, `val/...` and `test/...`.
 
-    A folder without videos is no class.
+    A folder without videos is not a class.
 
     Raises:
       ManifestError: there is no class, a folder is named like a split among others that are not, or a link
@@ -39,8 +39,7 @@ def read_class_folders(video_dir: Path, tree: VideoTree) -> list[VideoRow]:
             f"{video_dir} has no class folders with videos. Put the videos of each class into a folder, "
             f"{_OTHER_WAY}."
         )
-    if splits is None:
-        _check_no_splits_inside(video_dir, videos)
+    _check_no_splits_inside(video_dir, (row.path for row in rows))
     _check_links(tree, splits)
     if outside:
         _log.warning(
@@ -81,13 +80,14 @@ def _place(path: str, splits: dict[str, str] | None) -> tuple[str, str] | None:
 
 
 def _check_no_splits_inside(video_dir: Path, videos: Iterable[str]) -> None:
+    """Raises if a folder inside a class or a split is named like a split, as after unpacking twice."""
     for path in videos:
-        parts = PurePosixPath(path).parts
-        if len(parts) > 2 and split_of(parts[1]) is not None:
+        outer, inner, *rest = PurePosixPath(path).parts
+        if rest and split_of(inner) is not None:
             raise ManifestError(
-                f"{video_dir}: {parts[0]}/{parts[1]} is named like a split, but {parts[0]} would be a class. "
-                f"Splits come before classes, as in {parts[1]}/{parts[0]}. Move the folders, choose "
-                f"video_dir={video_dir / parts[0]} if these are the splits, {_OTHER_WAY}."
+                f"{video_dir}: {outer}/{inner} is named like a split but is inside {outer}. Splits come "
+                f"before classes, as in {inner}/CLASS. Move the folders, choose video_dir="
+                f"{video_dir / outer} if these are the splits, {_OTHER_WAY}."
             )
 
 
@@ -103,25 +103,25 @@ def _check_links(tree: VideoTree, splits: dict[str, str] | None) -> None:
 
 
 def _report_other_files(video_dir: Path, tree: VideoTree, splits: dict[str, str] | None) -> None:
-    """Logs folders that look like classes but have no video, and other files."""
+    """Logs folders that look like classes but contain no videos, and other files."""
     classes = {_place(path, splits) for path in tree.files if is_video_name(path)}
-    others = [path for path in tree.files if not is_video_name(path)]
-    without: dict[str, list[str]] = defaultdict(list)
-    for path in others:
+    files_of: dict[str, list[str]] = defaultdict(list)
+    ignored = []
+    for path in tree.files:
+        if is_video_name(path):
+            continue
         place = _place(path, splits)
-        if place is not None and place not in classes:
-            without[str(PurePosixPath(*PurePosixPath(path).parts[: 1 if splits is None else 2]))].append(path)
-    for folder, paths in without.items():
+        if place is None or place in classes:
+            ignored.append(path)
+        else:
+            files_of["/".join(path.split("/")[: 1 if splits is None else 2])].append(path)
+    for folder, paths in files_of.items():
         _log.warning(
-            "%s has no video and is no class; it has %d other files, such as %s.",
-            folder,
-            len(paths),
-            paths[0],
-        )
-    num_ignored = len(others) - sum(map(len, without.values()))
-    if num_ignored:
-        listed = {path for paths in without.values() for path in paths}
-        first = next(path for path in others if path not in listed)
+            "%s contains no videos, so it is not a class; it has %d other files, such as %s.",
+            folder, len(paths), paths[0],
+        )  # fmt: skip
+    if ignored:
         _log.warning(
-            "%d files under %s are not videos and are ignored, such as %s.", num_ignored, video_dir, first
-        )
+            "%d files under %s are not videos and are ignored, such as %s.",
+            len(ignored), video_dir, ignored[0],
+        )  # fmt: skip

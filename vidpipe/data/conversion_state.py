@@ -101,7 +101,7 @@ def source_state(video_dir: str, row: VideoRow) -> SourceState:
 def is_finished(output_dir: str, video_dir: str, plan: ShardPlan) -> bool:
     """Whether an earlier run wrote this shard, it is valid, and its source files have not changed.
 
-    A shard is not finished if one of its videos was skipped for a reason of the machine, or for a reason that
+    A shard is not finished if one of its videos was skipped for a retryable reason, or for a reason that
     this version does not know.
     """
     try:
@@ -109,7 +109,7 @@ def is_finished(output_dir: str, video_dir: str, plan: ShardPlan) -> bool:
         for row, video in zip(plan.rows, videos, strict=True):
             if video["source"] != source_state(video_dir, row):
                 return False
-            if video["status"] != "ok" and SkipReason(video["reason"]).is_of_the_machine:
+            if video["status"] != "ok" and SkipReason(video["reason"]).is_retryable:
                 return False
         address = posixpath.join(output_dir, plan.name)
         return files.size_of(address) == info.bytes and files.sha256_of(address) == info.sha256

@@ -5,6 +5,7 @@ validation split, checks) are the same for all.
 """
 
 import dataclasses
+import io
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -69,13 +70,17 @@ def _read_ucf101(lists_dir: Path, fold: int) -> list[VideoRow]:
     rows = []
     for split in ("train", "test"):
         path = lists_dir / f"{split}list{fold:02d}.txt"
-        for number, line in enumerate(read_text(path).splitlines(), start=1):
-            # The class number is ignored: the folder names the class.
-            name = line.split()[0] if line.split() else None
-            if name is None:
+        for number, line in enumerate(io.StringIO(read_text(path), newline=None), start=1):
+            if not line.strip():
                 continue
-            if len(PurePosixPath(name).parts) != 2:
-                raise ManifestError(f"{path}:{number}: expected Class/video.avi, found {name!r}.")
+            # The class number is ignored: the folder names the class.
+            name, *numbers = line.split()
+            is_numbered = len(numbers) <= 1 and all(text.isdecimal() for text in numbers)
+            if len(PurePosixPath(name).parts) != 2 or not is_numbered:
+                raise ManifestError(
+                    f"{path}:{number}: expected Class/video.avi, perhaps with a class number, found "
+                    f"{line.strip()!r}. Other lists can be given as CSV files (train_manifest)."
+                )
             label = PurePosixPath(name).parts[0]
             rows.append(VideoRow(name, name, label, split, group_of(name, label)))
     return rows
@@ -116,7 +121,7 @@ def _choose_classes(rows: list[VideoRow], config: ManifestConfig) -> list[VideoR
 
 
 def _locate(rows: Iterable[VideoRow], tree: VideoTree, *, is_flat: bool) -> Iterator[VideoRow]:
-    """Sets the path of each row to the file with its name, perhaps in another case or Unicode form.
+    """Sets the path of each row to the file with its name, perhaps in another case or Unicode normalization.
 
     Args:
       rows: rows whose `path` is not known yet.
@@ -133,7 +138,8 @@ def _locate(rows: Iterable[VideoRow], tree: VideoTree, *, is_flat: bool) -> Iter
         found = alike.get(same_name(name), [])
         if len(found) > 1:
             raise ManifestError(
-                f"{name} is not there, but {' and '.join(found)} are: list the one that is meant."
+                f"There is no {name}, but {' and '.join(found)} differ from it only in case or Unicode "
+                "normalization: list the one that is meant."
             )
         return found[0] if found else None
 
@@ -152,7 +158,7 @@ def _locate(rows: Iterable[VideoRow], tree: VideoTree, *, is_flat: bool) -> Iter
     if renamed:
         listed, path = renamed[0]
         _log.warning(
-            "%d videos were found under a name in another case or form of Unicode, such as %s -> %s.",
+            "%d videos were found under a name in another case or Unicode normalization, such as %s -> %s.",
             len(renamed), listed, path,
         )  # fmt: skip
 
@@ -202,9 +208,7 @@ def _check_classes(rows: Sequence[VideoRow], video_dir: Path) -> None:
             )
     lost = Counter(row.label_name for row in rows if row.label_name not in trained)
     for name, count in sorted(lost.items()):
-        _log.warning(
-            "None of the %d videos of the class %s exists: there will be no such class.", count, name
-        )
+        _log.warning("None of the %d videos of the class %s exists; the class is left out.", count, name)
     if len(trained) < 2:
         (only,) = trained
         inside = sorted({row.path.split("/")[1] for row in found if row.path.count("/") > 1})
@@ -219,7 +223,7 @@ def _check_classes(rows: Sequence[VideoRow], video_dir: Path) -> None:
         alike[same_name(name.strip())].append(name)
     for names in alike.values():
         if len(names) > 1:
-            _log.warning("The classes %s differ only in case or form of Unicode.", " and ".join(names))
+            _log.warning("The classes %s differ only in case or Unicode normalization.", " and ".join(names))
     for split in SPLITS:
         there = {row.label_name for row in found if row.split == split}
         if there and trained - there:

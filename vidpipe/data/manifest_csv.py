@@ -17,7 +17,7 @@ _COLUMNS = (*_REQUIRED, "group", "split")
 # Other names of the column split; a table that has one of them must not be read as if it had no splits.
 _LIKE_SPLIT = frozenset(("subset", "set", "partition", "phase", "splits", "usage"))
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-_SAVE_AS = "Save it as CSV with the encoding UTF-8"
+_SAVE_AS = "Save it as text in UTF-8; a spreadsheet as CSV in UTF-8"
 _log = logging.getLogger(__name__)
 
 
@@ -60,12 +60,12 @@ def read_text(path: Path) -> str:
     if data.startswith(b"PK\x03\x04"):
         raise ManifestError(f"{path} is a spreadsheet or an archive, not text. {_SAVE_AS}.")
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
-        raise ManifestError(f"{path} is not in UTF-8 but in UTF-16, or no text. {_SAVE_AS}.")
+        raise ManifestError(f"{path} is UTF-16 or binary, not UTF-8 text. {_SAVE_AS}.")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ManifestError(f"{path}:{line}: has letters that are not in UTF-8. {_SAVE_AS}.") from None
+        raise ManifestError(f"{path}:{line}: is not valid UTF-8. {_SAVE_AS}.") from None
 
 
 def _records(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:

@@ -37,7 +37,7 @@ _NEEDED_COLUMNS = (
     "video_id", "split", "label", "group", "status", "reason", "shard", "position", "frames_kept", "height",
     "width",
 )  # fmt: skip
-_WRITE_AGAIN = "The same tools/convert_videos.py command writes it again."
+_WRITE_AGAIN = "Run the same tools/convert_videos.py command again: it rewrites this file."
 
 
 class ShardError(VidpipeError):

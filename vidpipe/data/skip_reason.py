@@ -28,7 +28,7 @@ class SkipReason(enum.Enum):
         return self in (SkipReason.CHANGED, SkipReason.TIMED_OUT, SkipReason.CRASHED)
 
     @property
-    def is_of_the_machine(self) -> bool:
+    def is_retryable(self) -> bool:
         """Whether the video itself may be healthy, so that the next run tries it again."""
         return self.is_transient or self in (SkipReason.UNREADABLE, SkipReason.OUT_OF_MEMORY)
 

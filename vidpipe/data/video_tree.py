@@ -1,6 +1,8 @@
-"""Lists the files of a folder of videos: every file that is there, and each folder once."""
+"""Lists the files below a folder of videos: every file, and each folder once."""
 
+import errno
 import os
+import stat
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -82,10 +84,16 @@ def list_files(folder: str | os.PathLike[str], *, left_out: Iterable[str] = ()) 
                     name = f"{path}/{entry.name}" if path else entry.name
                     if entry.name.startswith("."):
                         continue
-                    is_file = Path(entry).is_file()  # not the entry's own: a link to itself raises an error
-                    if is_file or (entry.is_symlink() and not Path(entry).exists()):
-                        files[name] = _file_id(entry.stat()) if is_file else None
-                    elif not Path(entry).is_dir():
+                    try:
+                        state = entry.stat()
+                    except OSError as error:
+                        if error.errno not in (errno.ENOENT, errno.ELOOP):
+                            raise
+                        files[name] = None
+                        continue
+                    if stat.S_ISREG(state.st_mode):
+                        files[name] = _file_id(state)
+                    elif not stat.S_ISDIR(state.st_mode):
                         continue  # a pipe, socket or device
                     elif entry.name.lower() not in _SYSTEM_FOLDERS and os.path.realpath(entry) not in ignored:
                         (links if entry.is_symlink() else pending).append(name)
@@ -96,5 +104,5 @@ def list_files(folder: str | os.PathLike[str], *, left_out: Iterable[str] = ()) 
     return VideoTree(dict(sorted(files.items())), dict(sorted(linked.items())))
 
 
-def _file_id(stat: os.stat_result) -> FileId:
-    return stat.st_dev, stat.st_ino
+def _file_id(state: os.stat_result) -> FileId:
+    return state.st_dev, state.st_ino
