@@ -5,6 +5,7 @@
 
 import dataclasses
 import importlib
+import io
 import logging
 import os
 import shutil
@@ -20,6 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import flags
 
 import vidpipe
+from vidpipe import interruption
 from vidpipe.config import ConfigError, Setting
 from vidpipe.errors import VidpipeError
 
@@ -36,6 +38,7 @@ COMMANDS = {
     "demo-videos": "make_demo_videos",
 }
 
+_INTERRUPTED = 130
 _HELP_COLUMN = 30
 _FIRST_GROUP, _LAST_GROUP = "Input and output", Setting(help="").group
 _DEFINE: dict[Any, Callable[..., flags.FlagHolder]] = {
@@ -154,6 +157,13 @@ class Command:
         # stderr as it is now: a process that runs several commands may have replaced it in between.
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
         logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs its fonts at its first start
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows \u540d for a letter
+                stream.reconfigure(errors="backslashreplace")
+        with interruption.watched(self._program):
+            return self._run(main, argv)
+
+    def _run(self, main: Callable[[list[str]], int | None], argv: list[str]) -> int:
         try:
             if _asks_for_help(argv):
                 self.print_help()
@@ -171,12 +181,17 @@ class Command:
         except VidpipeError as error:
             code = self._fail(str(error), error.exit_code)
         except KeyboardInterrupt:
-            code = self._fail("interrupted", 130)
-        except BrokenPipeError:
-            code = _closed_pipe()
-        except OSError as error:
-            where = f": {error.filename}" if error.filename else ""
-            code = self._fail(f"{error.strerror or error}{where}", 1)
+            code = self._fail("interrupted", _INTERRUPTED)
+        except Exception as error:
+            if interruption.is_interrupted():  # an import or a callback made another error of it
+                code = self._fail("interrupted", _INTERRUPTED)
+            elif isinstance(error, BrokenPipeError):
+                code = _closed_pipe()
+            elif isinstance(error, OSError):
+                where = f": {error.filename}" if error.filename else ""
+                code = self._fail(f"{error.strerror or error}{where}", 1)
+            else:
+                raise
         return code
 
     def print_help(self) -> None:
@@ -234,9 +249,10 @@ def load_tensorflow() -> None:
 
 
 def leave(code: int) -> typing.NoReturn:
-    """Ends the process with `code`, also where tensorflow-io is loaded."""
-    if "tensorflow_io" in sys.modules:
-        # Its S3 client aborts the interpreter at exit with exit code 134 (tensorflow/io issue 1912).
+    """Ends the process with `code`, also where tensorflow-io is loaded, and at once after Ctrl-C."""
+    # The S3 client of tensorflow-io aborts the interpreter at exit with exit code 134 (tensorflow/io issue
+    # 1912). After Ctrl-C there may be threads whose end Python would wait for.
+    if "tensorflow_io" in sys.modules or code == _INTERRUPTED:
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

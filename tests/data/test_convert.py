@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
@@ -33,7 +34,7 @@ from vidpipe.config import ClipConfig, ConversionConfig
 from vidpipe.data import conversion_state, convert, shards
 from vidpipe.data.skip_reason import SkipReason
 from vidpipe.data.verify import verify
-from vidpipe.data.video import EncodedClip, VideoReadError, read_encoded_clip
+from vidpipe.data.video import EncodedClip, VideoReadError, read_encoded_clip, write_video
 from vidpipe.storage import files
 
 MakeConversion = Callable[..., ConversionConfig]
@@ -300,18 +301,61 @@ def test_a_corrupt_shard_is_written_again(copy: Path, conversion: MakeConversion
     assert committed_bytes(copy) == committed_bytes(Path(data_dir))
 
 
-def test_an_interrupted_repair_leaves_no_dataset(
-    copy: Path, conversion: MakeConversion, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("stop_at", range(4))
+def test_a_dataset_stays_as_it_is_while_videos_are_read_again(
+    copy: Path, video_dir: Path, conversion: MakeConversion, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    """Stopped after 0 to 3 files of the new shard; the next run has the rest to do, and the same bytes."""
+    videos = shutil.copytree(video_dir, copy.with_name("videos"))
+    config = _of(conversion(copy), videos)
+    before = committed_bytes(copy)
+    other = videos / "train/short/video_00.avi"
+    write_video(str(other), np.full((2, 32, 32, 3), 200, np.uint8), fourcc="MJPG")
+    replaced = shutil.copytree(videos, copy.with_name("replaced"))
+    commits = iter(range(stop_at))
+    original = files.commit
 
-    (copy / "train-00000-of-00002.tfrecord").unlink()
-    monkeypatch.setattr(shards, "write_shard", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        convert.convert(conversion(copy))
-    with pytest.raises(shards.ShardError, match="not a finished dataset"):
+    def stop(temporary: Path, path: Path) -> None:
+        if path.name != "plan.json" and next(commits, None) is None:
+            raise KeyboardInterrupt
+        original(temporary, path)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(files, "commit", stop)
+        convert.convert(config)
+    if stop_at < 3:
+        assert committed_bytes(copy) == before
         shards.read_info(copy)
+    else:
+        with pytest.raises(shards.ShardError, match="not a finished dataset"):
+            shards.read_info(copy)
+    report = convert.convert(config)
+    assert (report.shards_made, report.shards_kept) == ((1, 4) if stop_at < 3 else (0, 5))
+    fresh = copy.with_name("fresh")
+    convert.convert(_of(conversion(fresh), replaced))
+    assert committed_bytes(copy) == committed_bytes(fresh) != before
+    assert not (copy / ".conversion/next").exists()
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_repair_that_fails_leaves_the_dataset(
+    copy: Path, video_dir: Path, conversion: MakeConversion
+) -> None:
+    videos = shutil.copytree(video_dir, copy.with_name("videos"))
+    before = committed_bytes(copy)
+    (videos / "train/short/video_00.avi").write_bytes(b"broken")
+    with pytest.raises(convert.ConversionError, match=r"1 of 16 videos were skipped .*next/videos.csv"):
+        convert.convert(_of(conversion(copy, max_skipped=0), videos))
+    assert committed_bytes(copy) == before
+
+
+@pytest.mark.usefixtures("in_process")
+def test_nothing_is_written_where_there_is_nothing_to_do(copy: Path, conversion: MakeConversion) -> None:
+    names = (shards.INFO_NAME, shards.VIDEOS_NAME)
+    before = [(copy / name).stat().st_mtime_ns for name in names]
+    assert convert.convert(conversion(copy)).shards_kept == 5
+    assert [(copy / name).stat().st_mtime_ns for name in names] == before
 
 
 def test_edited_tables_are_written_again(copy: Path, conversion: MakeConversion, data_dir: str) -> None:
@@ -421,12 +465,12 @@ def _file_size_limit(limit: int) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(("limit", "message"), [(10_000, "vidpipe-.*TMPDIR"), (20_000, "out: .*permissions")])
 def test_a_full_disk_is_reported_and_the_conversion_resumes(
-    tmp_path: Path, conversion: MakeConversion
+    tmp_path: Path, conversion: MakeConversion, limit: int, message: str
 ) -> None:
-    """A raw clip of four frames has 12,288 bytes."""
-    limit = 10_000
-    message = "Cannot write to .*Finished shards are kept; free disk space"
+    """A raw clip of four frames has 12,288 bytes; on its way to the shard it is a file in TMPDIR."""
+    message = f"Cannot write to .*{message}"
     with _file_size_limit(limit), pytest.raises(convert.ConversionError, match=message):
         convert.convert(conversion(tmp_path / "out", encoding="raw"))
     assert not any(path.suffix == ".tfrecord" and path.stat().st_size > limit for path in tmp_path.rglob("*"))

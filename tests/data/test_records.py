@@ -77,7 +77,11 @@ def test_a_frame_of_another_size_is_an_error(encoding: str, height: int, width: 
 
 _CLIPS = st.fixed_dictionaries(
     {
-        "encoded_frames": st.lists(st.binary(max_size=40), min_size=1, max_size=5),
+        "encoded_frames": st.lists(
+            st.binary(max_size=40) | st.sampled_from([bytes(127), bytes(128), bytes(17_000)]),
+            min_size=1,
+            max_size=5,
+        ),
         "label": st.integers(0, 2**31 - 1),
         "label_name": st.text(max_size=10),
         "video_id": st.text(min_size=1, max_size=20),
@@ -96,6 +100,9 @@ def test_round_trip_of_any_content(clips: list[dict[str, Any]]) -> None:
         encode_clip(**clip, frame_indices=index, encoding="jpeg")
         for clip, index in zip(clips, indices, strict=True)
     ]
+    for example in examples:
+        parsed = tf.train.SequenceExample.FromString(example)
+        assert parsed.SerializeToString(deterministic=True) == example
     with tempfile.TemporaryDirectory() as folder:
         shards.write_shard(f"{folder}/shard", examples)
         read = [record.numpy() for record in tf.data.TFRecordDataset(f"{folder}/shard")]

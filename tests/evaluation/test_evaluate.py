@@ -70,9 +70,11 @@ def test_the_files_match_the_model_and_each_other(run_dir: Path, dataset: Datase
     model, _ = load_model(run_dir / "model.keras")
     ((inputs, _, _),) = input_pipeline.eval_dataset(dataset, batch_size=6, split="test", num_frames=4)
     expected = keras.ops.softmax(model(inputs)).numpy()
-    np.testing.assert_allclose([[float(r["long"]), float(r["short"])] for r in rows], expected, atol=1e-6)
+    np.testing.assert_allclose(
+        [[float(r["p(long)"]), float(r["p(short)"])] for r in rows], expected, atol=1e-6
+    )
     for row in rows:
-        assert row["predicted"] == max(("long", "short"), key=lambda name: float(row[name]))
+        assert row["predicted"] == max(("long", "short"), key=lambda name: float(row[f"p({name})"]))
         assert row["label"] == row["video_id"].split("/")[1]
     labels, predicted = ([row[name] for row in rows] for name in ("label", "predicted"))
     text = sk.classification_report(labels, predicted, digits=4, zero_division=0)
@@ -186,7 +188,7 @@ def test_the_probabilities_of_crops_are_averaged(dataset: Dataset, tmp_path: Pat
     )
     by_hand = keras.ops.softmax(model(inputs)).numpy().reshape(6, 2, 2).mean(axis=1)
     with evaluation.folder.predictions.open() as file:
-        rows = [[float(row["long"]), float(row["short"])] for row in csv.DictReader(file)]
+        rows = [[float(row["p(long)"]), float(row["p(short)"])] for row in csv.DictReader(file)]
     np.testing.assert_allclose(rows, by_hand, atol=1e-6)
     metrics = evaluation.metrics
     assert (metrics["num_clips"], metrics["temporal_crops"], metrics["spatial_crops"]) == (6, 2, 1)

@@ -58,7 +58,7 @@ def test_each_window_is_predicted_like_a_video_of_its_own(tmp_path: Path, colour
     assert (timeline.path, timeline.failure) == (long, None)
     assert timeline.files == (tmp_path / "out" / "long.csv", tmp_path / "out" / "long.png")
     rows = _rows(timeline.files[0])
-    assert list(rows[0]) == ["start_sec", "end_sec", "predicted", "blue", "green", "red"]
+    assert list(rows[0]) == ["start_sec", "end_sec", "predicted", "p(blue)", "p(green)", "p(red)"]
     assert [(row["start_sec"], row["end_sec"]) for row in rows] == [(k / 2, k / 2 + 1) for k in range(6)]
     assert [row["predicted"] for row in rows] == ["red", "red", rows[2]["predicted"], "blue", "blue", "blue"]
     assert leading_spans(timeline.windows)[-1][1:] == (3.5, "blue")
@@ -66,7 +66,7 @@ def test_each_window_is_predicted_like_a_video_of_its_own(tmp_path: Path, colour
     predictions = predict(PredictionConfig(run_dir=colour_run), parts)
     for row, window, part in zip(rows, timeline.windows, predictions, strict=True):
         assert window.probabilities == part.probabilities
-        assert {name: row[name] for name in part.probabilities} == part.probabilities
+        assert {name: row[f"p({name})"] for name in part.probabilities} == part.probabilities
     # By hand: windows 0 and 5 hold one colour; the model's logits are -+3 (red - blue) / 255.
     for window, sign in ((timeline.windows[0], 1), (timeline.windows[5], -1)):
         assert window.probabilities["red"] == pytest.approx(1 / (1 + np.exp(-sign * 6 * 170 / 255)), abs=0.03)

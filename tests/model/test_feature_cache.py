@@ -81,7 +81,7 @@ def intact_dir(frozen: keras.Model, dataset: Dataset, tmp_path_factory: pytest.T
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(feature_cache, "_CHUNK_CLIPS", 2)
         for split in ("train", "val"):
-            cached_features(frozen, dataset, split=split, batch_size=2, cache_dir=str(folder))
+            cached_features(frozen, dataset, split=split, batch_size=2, cache_dirs=[str(folder)])
     return folder
 
 
@@ -105,7 +105,7 @@ def test_the_table_holds_the_output_of_the_frozen_blocks(
     model: FusedModel, fine_tune: str, dataset: Dataset, tmp_path: Path
 ) -> None:
     assert model.frozen is not None and model.trained is not None
-    table = cached_features(model.frozen, dataset, split="test", batch_size=4, cache_dir=str(tmp_path))
+    table = cached_features(model.frozen, dataset, split="test", batch_size=4, cache_dirs=[str(tmp_path)])
     ((inputs, label, _),) = eval_dataset(dataset, batch_size=6, split="test", num_frames=4)
     assert table.features.shape == ((6, 4, 512) if fine_tune == "none" else (6, 4, 2, 2, 512))
     assert table.features.dtype == (np.float32 if fine_tune == "none" else np.float16)
@@ -130,7 +130,7 @@ def test_the_size_is_known_in_advance(
     model: FusedModel, dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO"):
-        table = cached_features(model.frozen, dataset, split="val", batch_size=2, cache_dir=str(tmp_path))
+        table = cached_features(model.frozen, dataset, split="val", batch_size=2, cache_dirs=[str(tmp_path)])
     expected = feature_cache.size_bytes(model.frozen, dataset, ["val"])
     header = 128
     assert expected == sum(path.stat().st_size - header for path in tmp_path.rglob("*.npy"))
@@ -144,7 +144,7 @@ def test_the_size_is_known_in_advance(
 def test_the_second_run_reads(
     frozen: keras.Model, dataset: Dataset, intact_dir: Path, cache_dir: Path, counts: list[int]
 ) -> None:
-    table = cached_features(frozen, dataset, split="train", batch_size=1, cache_dir=str(cache_dir))
+    table = cached_features(frozen, dataset, split="train", batch_size=1, cache_dirs=[str(cache_dir)])
     assert_same(table, read_intact(intact_dir, "train"))
     assert counts == []
 
@@ -155,7 +155,12 @@ def test_features_of_other_weights_are_computed_beside_the_shards(
     """The shards' folder is the default."""
     copy = shutil.copytree(dataset.data_dir, tmp_path / "records")
     dataset = replace(dataset, data_dir=str(copy), read_dir=str(copy))
-    tables = [cached_features(build(seed=seed).frozen, dataset, split="val", batch_size=2) for seed in (3, 4)]
+    tables = [
+        cached_features(
+            build(seed=seed).frozen, dataset, split="val", batch_size=2, cache_dirs=[dataset.read_dir]
+        )
+        for seed in (3, 4)
+    ]
     assert not np.allclose(tables[0].features, tables[1].features)
     assert len(list(copy.glob("features/val-*/features.npy"))) == 2
 
@@ -167,7 +172,7 @@ def assert_it_resumes(
     (chunks,) = folder.rglob("chunks.json")
     assert [chunk is not None for chunk in json.loads(chunks.read_text())] == [True, True, False, False]
     counts.clear()
-    table = cached_features(frozen, dataset, split="train", batch_size=2, cache_dir=str(folder))
+    table = cached_features(frozen, dataset, split="train", batch_size=2, cache_dirs=[str(folder)])
     assert sum(counts) == table.mask[4:].sum()
     assert None not in json.loads(chunks.read_text())
     expected = read_intact(intact_dir, "train")
@@ -191,7 +196,7 @@ def test_an_interrupted_computation_resumes_after_its_last_complete_chunk(
     with monkeypatch.context() as patch:
         patch.setattr(feature_cache, "eval_dataset", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            cached_features(frozen, dataset, split="train", batch_size=1, cache_dir=str(tmp_path))
+            cached_features(frozen, dataset, split="train", batch_size=1, cache_dirs=[str(tmp_path)])
     assert_it_resumes(frozen, dataset, tmp_path, intact_dir, counts)
     assert "are corrupt" not in caplog.text
 
@@ -223,7 +228,7 @@ config = ModelConfig(backbone_weights="none", ensemble_size=2)
 spec = ClipSpec(num_frames=4, height=32, width=32)
 frozen = build_model(config, spec=spec, num_classes=3, stored_frames=4).frozen
 with open_dataset(data_dir) as dataset:
-    feature_cache.cached_features(frozen, dataset, split="train", batch_size=1, cache_dir=cache_dir)
+    feature_cache.cached_features(frozen, dataset, split="train", batch_size=1, cache_dirs=[cache_dir])
 """
 
 
@@ -262,7 +267,7 @@ def test_a_corrupt_chunk_is_computed_again(
     array = np.load(path, mmap_mode="r+")
     array.view(np.uint8).reshape(8, -1)[clips, 0] ^= 1
     array.flush()
-    table = cached_features(frozen, dataset, split="train", batch_size=2, cache_dir=str(cache_dir))
+    table = cached_features(frozen, dataset, split="train", batch_size=2, cache_dirs=[str(cache_dir)])
     assert_same(table, intact)
     computed_clips = sorted({clip // 2 * 2 + offset for clip in clips for offset in (0, 1)})
     assert sum(counts) == intact.mask[computed_clips].sum()
@@ -282,7 +287,7 @@ def test_a_file_that_is_not_a_table_is_replaced(
         np.save(path, np.zeros((2, 4, 7), np.float32))
     else:
         os.truncate(path, 0 if change == "emptied" else path.stat().st_size - 1)
-    table = cached_features(frozen, dataset, split="val", batch_size=2, cache_dir=str(cache_dir))
+    table = cached_features(frozen, dataset, split="val", batch_size=2, cache_dirs=[str(cache_dir)])
     assert_same(table, read_intact(intact_dir, "val"))
 
 
@@ -292,7 +297,7 @@ def test_a_table_without_its_digests_is_computed_again(
 ) -> None:
     (path,) = cache_dir.glob("features/val-*/chunks.json")
     path.unlink() if text is None else path.write_text(text)
-    table = cached_features(frozen, dataset, split="val", batch_size=2, cache_dir=str(cache_dir))
+    table = cached_features(frozen, dataset, split="val", batch_size=2, cache_dirs=[str(cache_dir)])
     assert sum(counts) == table.mask.sum()
 
 
@@ -302,7 +307,7 @@ def test_values_that_float16_cannot_hold_are_an_error(build: Build, dataset: Dat
 
     def compute(value: float, folder: Path) -> None:
         bias.assign(np.full(512, value))
-        cached_features(model.frozen, dataset, split="val", batch_size=2, cache_dir=str(folder))
+        cached_features(model.frozen, dataset, split="val", batch_size=2, cache_dirs=[str(folder)])
 
     compute(65000.0, tmp_path / "fits")
     with pytest.raises(
@@ -324,7 +329,7 @@ def test_a_full_disk_is_an_error_before_anything_is_computed(
 
     monkeypatch.setattr(os, "posix_fallocate", fail)
     with pytest.raises(FeatureCacheError, match="No space left on device.*Free disk space"):
-        cached_features(frozen, dataset, split="val", batch_size=2, cache_dir=str(tmp_path))
+        cached_features(frozen, dataset, split="val", batch_size=2, cache_dirs=[str(tmp_path)])
     assert not list(tmp_path.rglob("*.npy")) and not counts
 
 
@@ -333,9 +338,9 @@ def test_a_folder_that_cannot_be_written_is_named(
 ) -> None:
     (tmp_path / "features").touch()
     with pytest.raises(FeatureCacheError, match=f"Cannot write features to {tmp_path}.*--cache_features=off"):
-        cached_features(frozen, dataset, split="val", batch_size=4, cache_dir=str(tmp_path))
+        cached_features(frozen, dataset, split="val", batch_size=4, cache_dirs=[str(tmp_path)])
 
 
 def test_a_batch_size_that_does_not_divide_a_chunk_is_rejected(frozen: keras.Model, dataset: Dataset) -> None:
     with pytest.raises(ValueError, match="batch_size must be a divisor of 64; got 3"):
-        cached_features(frozen, dataset, split="val", batch_size=3)
+        cached_features(frozen, dataset, split="val", batch_size=3, cache_dirs=[])

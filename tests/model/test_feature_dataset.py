@@ -27,7 +27,7 @@ def frozen(request: pytest.FixtureRequest, build: Callable[..., FusedModel]) -> 
 def tables(frozen: keras.Model, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Tables:
     folder = str(tmp_path_factory.mktemp("cache"))
     return {
-        split: cached_features(frozen, dataset, split=split, batch_size=4, cache_dir=folder)
+        split: cached_features(frozen, dataset, split=split, batch_size=4, cache_dirs=[folder])
         for split in ("train", "test")
     }
 

@@ -1,5 +1,6 @@
 """A run of the training loop on a tiny model and numpy data: no dataset, no backbone, no pictures."""
 
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from vidpipe.config import OptimizerConfig, TrainConfig
+from vidpipe.config import OptimizerConfig, TrainConfig, to_dict
 from vidpipe.training.batches import Batches
 from vidpipe.training.epoch_selection import History
 from vidpipe.training.epoch_steps import EpochSteps
@@ -120,6 +121,12 @@ def stub_run(
     )
     recording = RecordingLog(folder)
     saved: list[list[np.ndarray]] = []
+
+    def save_model() -> None:
+        saved.append(trainee.model.get_weights())
+        with zipfile.ZipFile(folder.model, "w") as archive:
+            archive.writestr("weights", b"".join(array.tobytes() for array in saved[-1]))
+
     loop = Loop(
         config,
         trainee=trainee,
@@ -127,7 +134,8 @@ def stub_run(
         epoch_steps=epoch_steps,
         folder=folder,
         stop=stop,
-        save_model=lambda: saved.append(trainee.model.get_weights()),
+        settings=to_dict(config),
+        save_model=save_model,
         run_log=recording if log is None else log(folder),
     )
     return StubRun(config, trainee, batches, folder, stop, recording, loop, events, prepared_on, saved)

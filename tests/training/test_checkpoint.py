@@ -6,7 +6,13 @@ import keras
 import numpy as np
 import pytest
 
-from vidpipe.training.checkpoint import CheckpointError, restore_checkpoint, save_checkpoint
+from vidpipe.training.checkpoint import (
+    CheckpointError,
+    read_state,
+    restore_checkpoint,
+    restore_step,
+    save_checkpoint,
+)
 from vidpipe.training.run_folder import RunFolder
 
 
@@ -85,3 +91,39 @@ def test_a_corrupt_checkpoint_is_skipped(
     assert restore_checkpoint(folder, restored) == {"step": 1}
     assert (restored[0].numpy() == 1).all()
     assert "step-00000002.npz is corrupt" in caplog.text
+
+
+def test_corrupt_checkpoints_are_an_error(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for step in (1, 2):
+        _save(folder, step)
+        folder.checkpoint(step).write_bytes(folder.checkpoint(step).read_bytes()[:-40])
+    for read in (read_state, lambda folder: restore_checkpoint(folder, _variables(0))):
+        with pytest.raises(CheckpointError, match=f"^All checkpoints of {tmp_path} are corrupt"):
+            read(folder)
+
+
+@pytest.mark.parametrize("shapes", [[(2, 3)], [(2, 3), (2,), ()], [(3, 2), (2,)]])
+def test_a_checkpoint_of_another_model_is_an_error(tmp_path: Path, shapes: list[tuple[int, ...]]) -> None:
+    folder = RunFolder(tmp_path)
+    _save(folder, 1)
+    variables = [keras.Variable(np.zeros(shape, np.float32)) for shape in shapes]
+    for restore in (
+        lambda: restore_checkpoint(folder, variables),
+        lambda: restore_step(folder, 1, variables),
+    ):
+        with pytest.raises(CheckpointError, match="are those of another model"):
+            restore()
+    assert all((variable.numpy() == 0).all() for variable in variables)
+
+
+def test_the_checkpoint_of_the_selected_epoch_is_kept(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for step, selected in ((1, 1), (2, 1), (3, 1), (4, 3), (5, 3)):
+        save_checkpoint(
+            folder, step=step, variables=_variables(step), state={}, keep=1, selected_step=selected
+        )
+    assert [path.name for path in folder.checkpoint_paths()] == ["step-00000003.npz", "step-00000005.npz"]
+    variables = _variables(0)
+    restore_step(folder, 3, variables)
+    assert (variables[0].numpy() == 3).all()

@@ -126,7 +126,7 @@ def test_a_lost_worker_is_reported(
 def test_float16_is_rejected_on_several_replicas(
     tmp_path: Path, train_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    two = SimpleNamespace(num_replicas_in_sync=2)
+    two = SimpleNamespace(num_replicas_in_sync=2, cluster_resolver=None)
     monkeypatch.setattr(distribution, "make_strategy", lambda _: two)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: ["a GPU", "another"])
     with pytest.raises(TrainError, match="not supported on several replicas.*=mixed_bfloat16"):

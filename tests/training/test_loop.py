@@ -15,17 +15,18 @@ import pytest
 import tensorflow as tf
 from training.stub_run import FEATURES, LABEL, NUM_CLIPS, StubRun, epoch_order, stub_run
 
-from vidpipe.config import ClipSpec, ModelConfig, OptimizerConfig
+from vidpipe.config import ClipSpec, ModelConfig, OptimizerConfig, to_dict
 from vidpipe.errors import VidpipeError
 from vidpipe.model.fused import build_model
-from vidpipe.training import distribution, loop
+from vidpipe.training import distribution, loop, saved_state
+from vidpipe.training.checkpoint import CheckpointError, read_state
 from vidpipe.training.profiler import Profiler
 from vidpipe.training.run_folder import RunFolder, TrainError
 from vidpipe.training.step import clip_losses
 from vidpipe.training.stop_signal import StoppedError, stop_signal
 from vidpipe.training.validation import Validation
 
-LOOP_MODULES = ("loop", "epoch_steps", "step", "validation", "run_log")
+LOOP_MODULES = ("loop", "epoch_steps", "step", "validation", "run_log", "saved_state")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -210,7 +211,7 @@ def test_a_run_that_was_killed_ends_bit_identical(
     is_saved: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original = loop.save_checkpoint
+    original = saved_state.save_checkpoint
 
     def save_and_die(folder: RunFolder, *, step: int, **rest: Any) -> None:
         if step != kill_at or is_saved:
@@ -219,7 +220,7 @@ def test_a_run_that_was_killed_ends_bit_identical(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(loop, "save_checkpoint", save_and_die)
+        patched.setattr(saved_state, "save_checkpoint", save_and_die)
         _again(uninterrupted, tmp_path).loop.run()
     assert not RunFolder(tmp_path).is_finished
     resumed = _again(uninterrupted, tmp_path)
@@ -235,6 +236,116 @@ def test_a_run_that_was_killed_ends_bit_identical(
         assert (our == their).all()
     expected = uninterrupted.folder.read_metrics()
     assert all(metrics[name] == expected[name] for name in metrics if name not in ("seconds", "data_wait"))
+
+
+def test_a_longer_run_goes_on_from_the_last_epoch(tmp_path: Path) -> None:
+    """With a constant learning rate it equals one that was as long from the start."""
+    straight = stub_run(tmp_path / "straight", epochs=3)
+    straight.loop.run()
+    stub_run(tmp_path / "longer", epochs=1).loop.run()
+    longer = stub_run(tmp_path / "longer", epochs=3)
+    longer.loop.run()
+    assert longer.events == ["refresh"]
+    assert longer.history() == straight.history()
+    assert longer.folder.read_metrics()["epochs"] == 3
+
+
+def test_a_checkpoint_holds_the_settings(tmp_path: Path) -> None:
+    run = stub_run(tmp_path, epochs=1)
+    run.loop.run()
+    state = read_state(run.folder)
+    assert state is not None
+    assert state["settings"] == to_dict(run.config)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_a_lost_model_is_made_again(
+    tmp_path: Path, ema: float, val_losses: Callable[[list[np.ndarray]], None]
+) -> None:
+    """The checkpoint of the selected epoch is kept besides the newest one."""
+    val_losses([np.full(4, loss) for loss in (2.0, 1.0, 3.0, 4.0)])
+    optimizer = OptimizerConfig(learning_rate=0.05, ema=ema)
+    run = stub_run(tmp_path, epochs=4, keep_checkpoints=1, optimizer=optimizer)
+    run.loop.run()
+    assert run.checkpoint_names() == ["step-00000006.npz", "step-00000012.npz"]
+    assert len(run.saved) == 2
+    run.folder.model.unlink()
+    run.folder.metrics.unlink()
+    run.folder.history.unlink()
+    again = stub_run(tmp_path, epochs=4, keep_checkpoints=1, optimizer=optimizer)
+    metrics = again.loop.run()
+    assert metrics["selected_epoch"] == 2
+    assert run.folder.read_metrics() == metrics
+    assert again.history() == [
+        {name: value for name, value in row.items() if name not in ("seconds", "data_wait")}
+        for row in read_state(run.folder)["history"]  # type: ignore[index]
+    ]
+    (weights,) = again.saved
+    assert all((ours == theirs).all() for ours, theirs in zip(weights, run.saved[-1], strict=True))
+
+
+def test_a_model_whose_checkpoint_is_gone_is_not_made_up(tmp_path: Path) -> None:
+    run = stub_run(tmp_path, epochs=1)
+    run.loop.run()
+    run.folder.model.unlink()
+    run.folder.metrics.unlink()
+    longer = stub_run(tmp_path, epochs=1)
+    longer.loop._saved._steps_per_epoch = 99
+    with pytest.raises(CheckpointError, match=r"step-00000099.npz cannot be read"):
+        longer.loop.run()
+    assert not run.folder.is_finished
+
+
+@pytest.mark.parametrize("long_epochs", [True, False])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_a_validation(
+    tmp_path: Path, number: signal.Signals, long_epochs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run resumes before it, to the same end."""
+    straight = stub_run(tmp_path / "straight")
+    straight.loop.run()
+    monkeypatch.setattr(loop, "_LONG_EPOCH_SEC", 0 if long_epochs else 1e9)
+    calls = []
+
+    with stop_signal() as stop:
+        run = stub_run(tmp_path / "stopped", stop=stop)
+        original = run.loop._epoch_steps.steps.evaluate
+
+        def evaluate(*batch: Any) -> Any:
+            calls.append(batch)
+            if len(calls) == 3:  # the first batch of the second validation
+                newest = run.folder.checkpoint_paths()[-1].name
+                assert newest == ("step-00000006.npz" if long_epochs else "step-00000003.npz")
+                os.kill(os.getpid(), number)
+            return original(*batch)
+
+        monkeypatch.setattr(run.loop._epoch_steps.steps, "evaluate", evaluate)
+        with pytest.raises(
+            StoppedError, match=f"^{number.name}: stopped in the validation of epoch 2. The same command"
+        ) as raised:
+            run.loop.run()
+    assert raised.value.exit_code == 128 + number
+    assert len(calls) == 3
+    stopped = stub_run(tmp_path / "stopped")
+    assert stopped.checkpoint_names()[-1] == "step-00000006.npz"
+    stopped.loop.run()
+    assert stopped.history() == straight.history()
+
+
+def test_a_signal_stops_the_preparation(tmp_path: Path) -> None:
+    with stop_signal() as stop:
+        run = stub_run(tmp_path, stop=stop)
+        prepare = run.trainee.prepare
+
+        def interrupted(batches: Any) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            prepare(batches)
+
+        object.__setattr__(run.trainee, "prepare", interrupted)
+        with pytest.raises(StoppedError, match="^SIGINT: stopped. The same command starts again"):
+            run.loop.run()
+    assert run.events == []
+    assert run.checkpoint_names() == []
 
 
 def test_resuming_is_reported(

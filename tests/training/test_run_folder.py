@@ -1,20 +1,15 @@
 """The files of a run: what is written can be read, and what cannot be read gets one line."""
 
-import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vidpipe.config import ModelConfig, OptimizerConfig, TrainConfig, to_dict
-from vidpipe.training.run_folder import (
-    HISTORY_COLUMNS,
-    MAY_CHANGE,
-    EvaluationFolder,
-    RunFolder,
-    RunFolderError,
-)
+from vidpipe.config import TrainConfig, to_dict
+from vidpipe.training.epoch_selection import run_metrics
+from vidpipe.training.run_folder import HISTORY_COLUMNS, EvaluationFolder, RunFolder, RunFolderError
 
 ROW = {
     "epoch": 1, "loss": 0.1 + 0.2, "accuracy": 0.5, "val_loss": None, "val_loss_error": None,
@@ -25,11 +20,6 @@ ROW = {
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path)
-
-
-def _config(**changes: Any) -> dict[str, Any]:
-    config = TrainConfig(data_dir="d", run_dir="r", **changes)
-    return to_dict(config) | {"dataset": "0123", "start_weights": None}
 
 
 def test_file_names(folder: RunFolder) -> None:
@@ -54,8 +44,9 @@ def test_file_names(folder: RunFolder) -> None:
 
 
 def test_settings_round_trip(folder: RunFolder) -> None:
-    folder.write_settings(_config(profile_steps=(1, 2)))
-    assert folder.read_settings() == _config(profile_steps=(1, 2))
+    settings = to_dict(TrainConfig(data_dir="d", run_dir="r", profile_steps=(1, 2)))
+    folder.write_settings(settings)
+    assert folder.read_settings() == settings
     assert folder.settings.read_text().endswith("}\n")
 
 
@@ -72,14 +63,26 @@ def test_history_round_trip(folder: RunFolder) -> None:
 
 def test_metrics_round_trip(folder: RunFolder) -> None:
     assert not folder.is_finished
-    folder.write_metrics({"selected_epoch": 3, "val_loss": None})
+    metrics = run_metrics([ROW, ROW | {"epoch": 2}])
+    folder.write_metrics(metrics)
     assert folder.is_finished
-    assert folder.read_metrics() == {"selected_epoch": 3, "val_loss": None}
+    assert folder.read_metrics() == metrics
 
 
 def test_metrics_of_version_0_1(folder: RunFolder) -> None:
     folder.metrics.write_text('{"kept_epoch": 3, "epochs": 5}')
-    assert folder.read_metrics() == {"selected_epoch": 3, "epochs": 5}
+    missing = dict.fromkeys(HISTORY_COLUMNS[1:])
+    assert folder.read_metrics() == {"selected_epoch": 3, "epochs": 5} | missing
+
+
+@pytest.mark.parametrize(
+    "edit", [{"selected_epoch": "3"}, {"epochs": None}, {"epochs": 0}, {"loss": "0.5"}, {"accuracy": True}]
+)
+def test_metrics_of_other_types_get_one_line(folder: RunFolder, edit: dict[str, Any]) -> None:
+    folder.write_metrics(run_metrics([ROW]) | edit)
+    ((name, value),) = edit.items()
+    with pytest.raises(RunFolderError, match=rf"metrics.json cannot be read \({name} is {value!r}\)\.$"):
+        folder.read_metrics()
 
 
 @pytest.fixture
@@ -96,9 +99,20 @@ def test_evaluation_round_trip(evaluation: EvaluationFolder) -> None:
         ["a,b.avi", "c.avi"], ["run", "walk"], [{"run": 0.25, "walk": 0.75}, {"run": 0.5, "walk": 0.5}]
     )
     assert evaluation.read_predictions() == [
-        {"video_id": "a,b.avi", "label": "run", "predicted": "walk", "run": "0.25", "walk": "0.75"},
-        {"video_id": "c.avi", "label": "walk", "predicted": "run", "run": "0.5", "walk": "0.5"},
+        {"video_id": "a,b.avi", "label": "run", "predicted": "walk", "p(run)": "0.25", "p(walk)": "0.75"},
+        {"video_id": "c.avi", "label": "walk", "predicted": "run", "p(run)": "0.5", "p(walk)": "0.5"},
     ]
+
+
+def test_a_class_may_have_the_name_of_a_column(evaluation: EvaluationFolder) -> None:
+    scores = {"video_id": 0.1, "label": 0.2, "predicted": 0.3, '=1+"a"': 0.4}
+    evaluation.write_predictions(["c.avi"], ["label"], [scores])
+    assert evaluation.read_predictions() == [
+        {
+            "video_id": "c.avi", "label": "label", "predicted": '=1+"a"',
+            "p(video_id)": "0.1", "p(label)": "0.2", "p(predicted)": "0.3", 'p(=1+"a")': "0.4",
+        }
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"a": 1'])
@@ -107,8 +121,6 @@ def test_corrupt_json_gets_one_line(folder: RunFolder, evaluation: EvaluationFol
         path.write_text(text)
     with pytest.raises(RunFolderError, match=r"config.json cannot be read \(.*\)\.$"):
         folder.read_settings()
-    with pytest.raises(RunFolderError, match=r"config.json cannot be read .* Choose another run_dir\.$"):
-        folder.earlier_settings(_config())
     with pytest.raises(RunFolderError, match=r"metrics.json cannot be read \("):
         folder.read_metrics()
     with pytest.raises(ValueError, match="."):
@@ -165,72 +177,21 @@ def test_checkpoints_are_listed_by_step(folder: RunFolder) -> None:
     ]  # fmt: skip
 
 
-def _start(folder: RunFolder, **changes: Any) -> None:
-    folder.write_settings(_config(**changes) | {"resolved_batch_size": 16})
-    folder.checkpoints.mkdir(exist_ok=True)
-    folder.checkpoint(1).touch()
+def test_one_training_at_a_time(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "new" / "run")
+    message = f"^Another training is writing to {folder.path}. Wait for it, or choose another run_dir.$"
+    with folder.lock(), pytest.raises(RunFolderError, match=message), folder.lock():
+        pass
+    with folder.lock():
+        pass
 
 
-def test_an_empty_folder_has_no_earlier_settings(folder: RunFolder) -> None:
-    assert folder.earlier_settings(_config()) is None
-    assert RunFolder(folder.path / "nowhere").earlier_settings(_config()) is None
-
-
-def test_a_run_without_a_checkpoint_may_start_again_with_other_settings(folder: RunFolder) -> None:
-    folder.write_settings(_config(epochs=99))
-    assert folder.earlier_settings(_config()) is None
-
-
-def test_the_resolved_batch_size_is_among_the_earlier_settings(folder: RunFolder) -> None:
-    _start(folder)
-    earlier = folder.earlier_settings(_config())
-    assert earlier is not None
-    assert earlier["resolved_batch_size"] == 16
-
-
-@pytest.mark.parametrize("is_finished", [False, True])
-def test_changed_settings_are_named(folder: RunFolder, is_finished: bool) -> None:
-    _start(folder)
-    if is_finished:
-        folder.write_metrics({})
-        folder.checkpoint(1).unlink()
-    changed = _config(
-        epochs=4, model=ModelConfig(fine_tune="block5"), optimizer=OptimizerConfig(learning_rate=0.5)
-    )
-    with pytest.raises(
-        RunFolderError,
-        match=r"holds a run with other settings \(epochs: 30 -> 4; model.fine_tune: none -> block5; "
-        r"optimizer.learning_rate: 0.001 -> 0.5\). Choose another run_dir",
-    ):
-        folder.earlier_settings(changed)
-
-
-@pytest.mark.parametrize("name", ["dataset", "start_weights"])
-def test_other_data_or_initial_weights_are_named(folder: RunFolder, name: str) -> None:
-    _start(folder)
-    with pytest.raises(RunFolderError, match=rf"\({name}: (0123|None) -> 4567\)"):
-        folder.earlier_settings(_config() | {name: "4567"})
-
-
-def test_settings_that_no_weight_depends_on_may_change(folder: RunFolder) -> None:
-    _start(folder)
-    changed = {
-        "run_dir": "moved", "data_dir": "moved", "cache_dir": "c", "init_from": "moved", "input_ram_gb": 1.0,
-        "checkpoint_every": 5, "keep_checkpoints": 9, "profile_steps": [1, 2],
-    }  # fmt: skip
-    assert set(changed) == set(MAY_CHANGE)
-    assert folder.earlier_settings(_config() | changed) is not None
-
-
-def test_every_other_setting_may_not_change(folder: RunFolder) -> None:
-    _start(folder)
-    for name in _config().keys() - set(MAY_CHANGE):
-        with pytest.raises(RunFolderError, match=rf"\({name}: "):
-            folder.earlier_settings(_config() | {name: "another"})
-
-
-def test_settings_of_another_version_are_named(folder: RunFolder) -> None:
-    _start(folder)
-    folder.settings.write_text(json.dumps(_config() | {"retired": 1}))
-    with pytest.raises(RunFolderError, match=r"\(retired: 1 -> None\)"):
-        folder.earlier_settings(_config())
+def test_a_corrupt_model_is_noticed(folder: RunFolder) -> None:
+    assert not folder.has_intact_model
+    with zipfile.ZipFile(folder.model, "w") as archive:
+        archive.writestr("weights", b"0123456789")
+    assert folder.has_intact_model
+    data = bytearray(folder.model.read_bytes())
+    for broken in (data[:-1], data[:40], b"", data.replace(b"345", b"344", 1)):
+        folder.model.write_bytes(broken)
+        assert not folder.has_intact_model, broken

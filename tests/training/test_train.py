@@ -6,6 +6,7 @@ What the loop does by itself is tested on a tiny model in test_loop.py.
 import dataclasses
 import json
 import logging
+import math
 import re
 import shutil
 import zipfile
@@ -27,6 +28,8 @@ from vidpipe.model.fused import build_model
 from vidpipe.model.model_file import load_model
 from vidpipe.training import run_log, train
 from vidpipe.training.batches import Batches
+from vidpipe.training.checkpoint import save_checkpoint
+from vidpipe.training.earlier_run import EarlierRun
 from vidpipe.training.run_folder import HISTORY_COLUMNS, RunFolder, RunFolderError, TrainError
 from vidpipe.training.trainee import Trainee
 
@@ -142,7 +145,7 @@ def test_fine_tuning_changes_the_block_and_those_above_only(
 
 def test_a_run_writes_its_artifacts(finished: RunFolder) -> None:
     assert sorted(path.name for path in finished.path.iterdir()) == [
-        "checkpoints", "config.json", "history.csv", "history.png", "metrics.json", "model.keras",
+        ".lock", "checkpoints", "config.json", "history.csv", "history.png", "metrics.json", "model.keras",
         "tensorboard",
     ]  # fmt: skip
     settings = finished.read_settings()
@@ -219,6 +222,66 @@ def test_other_settings_in_the_folder_of_a_run_are_rejected(
     run_dir = Path(shutil.copytree(finished.path, tmp_path / "run", ignore=ignored))
     with pytest.raises(RunFolderError, match=r"other settings \(optimizer.learning_rate: 0.001 -> 0.5\)"):
         train.train(train_config(run_dir, optimizer=OptimizerConfig(learning_rate=0.5, ema=0.0)))
+
+
+def test_a_finished_run_goes_on_for_more_epochs(
+    tmp_path: Path, finished: RunFolder, train_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rate that follows the schedule of 5 epochs is said, and config.json tells of it."""
+    run_dir = Path(shutil.copytree(finished.path, tmp_path / "run"))
+    epochs = finished.read_metrics()["epochs"]
+    history = finished.read_history()
+    with caplog.at_level(logging.INFO):
+        result = train.train(train_config(run_dir, epochs=epochs + 1))
+    assert f"The run goes on with epochs={epochs + 1} instead of {epochs}." in caplog.messages
+    folder = RunFolder(run_dir)
+    assert result.metrics["epochs"] == epochs + 1
+    assert folder.read_history()[:-1] == history
+    assert folder.read_settings()["epochs"] == epochs + 1
+
+
+def test_the_consequence_of_another_length_is_said(
+    train_config: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """2 epochs of 5 steps and then 4: of half a cosine from 1 to 0, the first half was at twice the speed."""
+    optimizer = OptimizerConfig(learning_rate=1.0, schedule="cosine")
+    config = train_config(tmp_path, epochs=4, optimizer=optimizer)
+    earlier = EarlierRun({"epochs": 2}, num_steps=10, history=[], metrics=None)
+    caplog.set_level(logging.INFO)
+    train._log_other_length(config, earlier, steps_per_epoch=5)
+    last = 0.5 * (1 + math.cos(math.pi * 9 / 10))
+    first, second = caplog.messages
+    assert first == "The run goes on with epochs=4 instead of 2."
+    assert f"{0.5:.2g} in the next step, {last:.2g} in the last one" in second
+    caplog.clear()
+    for same in ({"epochs": 4}, {"epochs": 2}):
+        train._log_other_length(config, EarlierRun(same, 0, [], None), steps_per_epoch=5)
+    constant = dataclasses.replace(config, optimizer=OptimizerConfig())
+    train._log_other_length(constant, earlier, steps_per_epoch=5)
+    assert caplog.messages == ["The run goes on with epochs=4 instead of 2."]
+
+
+def test_two_trainings_in_one_folder(tmp_path: Path, train_config: MakeConfig) -> None:
+    """The second writes nothing."""
+    folder = RunFolder(tmp_path / "run")
+    with folder.lock(), pytest.raises(RunFolderError, match="^Another training is writing to"):
+        train.train(train_config(folder.path))
+    assert [path.name for path in folder.path.iterdir()] == [".lock"]
+
+
+def test_a_finished_run_needs_no_lock(finished: RunFolder, train_config: MakeConfig) -> None:
+    """Its folder may be read-only."""
+    with finished.lock():
+        assert train.train(train_config(finished.path)).metrics == finished.read_metrics()
+
+
+def test_a_damaged_model_is_made_again(tmp_path: Path, finished: RunFolder, train_config: MakeConfig) -> None:
+    run_dir = Path(shutil.copytree(finished.path, tmp_path / "run"))
+    model = RunFolder(run_dir).model
+    model.write_bytes(model.read_bytes()[:-100])
+    assert train.train(train_config(run_dir)).metrics == finished.read_metrics()
+    for ours, theirs in zip(_weights(run_dir), _weights(finished.path), strict=True):
+        assert (ours == theirs).all()
 
 
 def test_settings_that_no_weight_depends_on_may_change(
@@ -486,7 +549,7 @@ def test_a_missing_weights_file_leaves_the_run_folder_free(
 
 def test_a_folder_that_cannot_be_read_gets_one_line(tmp_path: Path, train_config: MakeConfig) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RunFolderError, match=r"cannot be read .*Not a directory.* Choose another run_dir"):
+    with pytest.raises(TrainError, match=rf"^Cannot write to {tmp_path}/file/run: Not a directory\."):
         train.train(train_config(tmp_path / "file" / "run"))
 
 
@@ -648,7 +711,7 @@ def test_a_step_that_does_not_fit_is_rejected_before_anything_is_written(
     config = train_config(tmp_path / "run", batch_size=8, epochs=1)
     with pytest.raises(TrainError, match=r"on 8 clip.* needs about 8.0 GiB .*3.0 GiB.*--accumulate=4 "):
         train.train(config)
-    assert not (tmp_path / "run").exists()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 def test_a_batch_size_that_auto_found_holds_for_all_starts(
@@ -662,8 +725,9 @@ def test_a_batch_size_that_auto_found_holds_for_all_starts(
 
     def run_loop(_: TrainConfig, __: Dataset, ___: Trainee, batches: Batches, **____: object) -> dict:
         sizes.append(batches.batch_size)
-        folder.checkpoints.mkdir(exist_ok=True)
-        folder.checkpoint(4).touch()
+        variables = [keras.Variable(0.0)]
+        state = {"step": 4, "history": [], "settings": folder.read_settings()}
+        save_checkpoint(folder, step=4, variables=variables, state=state, keep=1)
         return {}
 
     monkeypatch.setattr(train, "_run_loop", run_loop)

@@ -86,7 +86,7 @@ def read_data(data_dir: str, backbone_weights: str) -> Data:
         for split in dataset.info.splits:
             if dataset.num_clips(split) > 0:
                 tables[split] = feature_cache.cached_features(
-                    frozen, dataset, split=split, batch_size=FORWARD_CLIPS
+                    frozen, dataset, split=split, batch_size=FORWARD_CLIPS, cache_dirs=[dataset.read_dir]
                 )
                 rows = [(row["video_id"], row["group"]) for row in dataset.clip_rows(split)]
                 videos[split] = np.array(rows, [("video_id", object), ("group", object)])

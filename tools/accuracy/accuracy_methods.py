@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 
 from accuracy_data import FORWARD_CLIPS, Data
-from vidpipe.config import EvaluationConfig, TrainConfig
+from vidpipe.config import EvaluationConfig, TrainConfig, to_dict
 from vidpipe.training.recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -203,6 +203,7 @@ def train_head(config: TrainConfig, data: Data) -> None:
         epoch_steps=epoch_steps,
         folder=folder,
         stop=stop,
+        settings=to_dict(config),
         save_model=lambda: save_model(trainee.saved, metadata, folder.model),
         run_log=None,
     ).run()

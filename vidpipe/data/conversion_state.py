@@ -9,6 +9,7 @@ import hashlib
 import json
 import posixpath
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,25 @@ def lock(output_dir: str) -> FileLock:
         name = hashlib.sha256(output_dir.encode()).hexdigest()[:16]
         return FileLock(Path(tempfile.gettempdir()) / f"vidpipe-{name}.lock", timeout=0)
     return FileLock(Path(output_dir) / STATE_DIR / "lock", timeout=0)
+
+
+def staging_dir(output_dir: str) -> str:
+    """Returns the folder for new shards of a finished dataset, and their states, until they are complete."""
+    return address_of(output_dir, "next")
+
+
+def make_folders(output_dir: str) -> None:
+    """Makes a folder for shards, and for their states; an object store needs none."""
+    if not remote.is_remote(output_dir):
+        Path(output_dir, STATE_DIR).mkdir(parents=True, exist_ok=True)
+
+
+def move_staged(output_dir: str, names: Iterable[str]) -> None:
+    """Moves shards and their states from the staging folder to their places."""
+    staged = staging_dir(output_dir)
+    for name in names:
+        files.move(posixpath.join(staged, name), posixpath.join(output_dir, name))
+        files.move(address_of(staged, f"{name}.json"), address_of(output_dir, f"{name}.json"))
 
 
 def write_settings(output_dir: str, settings: dict[str, Any]) -> None:
@@ -119,7 +139,8 @@ def is_finished(output_dir: str, video_dir: str, plan: ShardPlan) -> bool:
 
 def delete_temporary_files(output_dir: str) -> None:
     """Deletes incomplete files of a killed conversion; a remote folder never contains any."""
-    if not remote.is_remote(output_dir):
-        for pattern in ("*.tmp", f"{STATE_DIR}/*.tmp"):
-            for path in Path(output_dir).glob(pattern):
-                path.unlink()
+    for folder in (output_dir, staging_dir(output_dir)):
+        if not remote.is_remote(folder):
+            for pattern in ("*.tmp", f"{STATE_DIR}/*.tmp"):
+                for path in Path(folder).glob(pattern):
+                    path.unlink()

@@ -10,6 +10,7 @@ import itertools
 import logging
 import os
 import posixpath
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,13 @@ from vidpipe.data.conversion_plan import ShardPlan, dataset_settings, plan_conve
 from vidpipe.data.conversion_state import SourceState
 from vidpipe.data.manifest import class_names, read_manifest
 from vidpipe.data.process_pool import ReaderPool, Result
-from vidpipe.data.record_encoding import SCHEMA_VERSION, ClipRecord, ReadEncodedClip, read_record
+from vidpipe.data.record_encoding import (
+    SCHEMA_VERSION,
+    ClipRecord,
+    ReadEncodedClip,
+    TemporaryFileError,
+    read_record,
+)
 from vidpipe.data.skip_reason import Failure, SkipReason
 from vidpipe.data.video_row import VideoRow
 from vidpipe.errors import VidpipeError, first_line
@@ -113,8 +120,7 @@ def convert(
     remote.connect(output_dir)
     try:
         _check_same_dataset(output_dir, settings)
-        if not remote.is_remote(output_dir):
-            (Path(output_dir) / conversion_state.STATE_DIR).mkdir(parents=True, exist_ok=True)
+        conversion_state.make_folders(output_dir)
         with conversion_state.lock(output_dir):
             _check_same_dataset(output_dir, settings)  # again: another conversion may have begun in between
             report = _convert_locked(config, rows, classes, settings, read, make_shards or make_shards_here)
@@ -123,6 +129,11 @@ def convert(
         raise ConversionError(
             f"Another conversion is writing to {output_dir}. Wait for it, or choose another output_dir."
         ) from None
+    except TemporaryFileError as error:
+        raise ConversionError(
+            f"{error}. Finished shards are kept; free disk space, or choose another folder with TMPDIR, and "
+            "run the same command again."
+        ) from error
     except (OSError, tf.errors.OpError) as error:
         raise ConversionError(
             f"Cannot write to {output_dir}: {first_line(error)}. Finished shards are kept; free disk space "
@@ -150,8 +161,12 @@ def make_shards_here(
         timeout_sec=config.timeout_sec,
         memory_mb=config.worker_memory_mb,
     )
-    with pool, Progress("Converting", total, "videos") as progress:
-        results = _counted(_read_in_order(pool, plans, config, classes, read), progress)
+    with (
+        tempfile.TemporaryDirectory(prefix="vidpipe-") as temporary_dir,
+        pool,
+        Progress("Converting", total, "videos") as progress,
+    ):
+        results = _counted(_read_in_order(pool, plans, config, classes, read, temporary_dir), progress)
         for plan in plans:
             _write_shard(plan, itertools.islice(results, len(plan.rows)), config)
 
@@ -177,11 +192,14 @@ def _convert_locked(
     num_kept = len(every_plan) - len(missing)
     if num_kept:
         _log.info("%d of %d shards are already finished.", num_kept, len(every_plan))
+    # A finished dataset stays as it is until the new shards are complete.
+    is_dataset = files.size_of(posixpath.join(output_dir, shards.INFO_NAME)) is not None
+    new_dir = conversion_state.staging_dir(output_dir) if is_dataset else output_dir
+    conversion_state.make_folders(new_dir)
     if missing:
-        # The folder is not a dataset until this file is written again.
-        files.delete(posixpath.join(output_dir, shards.INFO_NAME))
-        make_shards(missing, config, classes, read)
-    return _commit(config, plans, classes, settings, num_kept)
+        to_make = [plan for plan in missing if not conversion_state.is_finished(new_dir, video_dir, plan)]
+        make_shards(to_make, dataclasses.replace(config, output_dir=new_dir), classes, read)
+    return _commit(config, plans, classes, settings, missing, new_dir)
 
 
 def _read_in_order(
@@ -190,6 +208,7 @@ def _read_in_order(
     config: ConversionConfig,
     classes: Sequence[str],
     read: ReadEncodedClip,
+    temporary_dir: str,
 ) -> Iterator[_Result]:
     """Yields the result of every planned video, in order."""
     video_dir = Path(config.manifest.video_dir)
@@ -204,7 +223,7 @@ def _read_in_order(
     def arguments(request: _Request) -> tuple[Any, ...]:
         row = request.row
         how = (read, str(video_dir / row.path), config.clip, config.encoding, config.jpeg_quality)
-        return *how, labels[row.label_name], row.label_name, row.video_id
+        return *how, labels[row.label_name], row.label_name, row.video_id, temporary_dir
 
     results = pool.read_in_order(read_record, requests(), arguments)
     for row in rows:
@@ -231,7 +250,9 @@ def _write_shard(plan: ShardPlan, results: Iterable[_Result], config: Conversion
             if result.failure is not None:
                 _log.warning("Skipped %s: %s", row.video_id, result.failure.message)
             if record is not None:
-                yield record.example
+                path = Path(record.path)
+                yield path.read_bytes()
+                path.unlink()
                 position += 1
 
     info = shards.write_shard(posixpath.join(config.output_dir, plan.name), examples())
@@ -262,18 +283,31 @@ def _commit(
     plans: dict[str, list[ShardPlan]],
     classes: Sequence[str],
     settings: dict[str, Any],
-    num_kept: int,
+    made: Sequence[ShardPlan],
+    new_dir: str,
 ) -> ConversionReport:
-    """Writes videos.csv from the shards' states, checks max_skipped, and commits the dataset."""
+    """Writes videos.csv from the shards' states, checks max_skipped, and commits the dataset.
+
+    Args:
+      config: the conversion.
+      plans: all shards of each split.
+      classes: ordered.
+      settings: of the dataset.
+      made: the shards that lie in `new_dir`; the others are in the output folder.
+      new_dir: the output folder, or one that replaces a part of it.
+    """
     output_dir = config.output_dir
+    dir_of = dict.fromkeys([plan.name for plan in made], new_dir)
     written, skipped = Counter[tuple[str, str]](), []
     splits: dict[str, tuple[shards.ShardInfo, ...]] = {}
-    table = posixpath.join(output_dir, shards.VIDEOS_NAME)
+    table = posixpath.join(new_dir, shards.VIDEOS_NAME)
     with files.staged_csv(table, shards.VIDEO_COLUMNS) as writer:
         for split in SPLITS:
             shard_infos = []
             for plan in plans[split]:
-                shard_info, videos = conversion_state.read_shard_state(output_dir, plan)
+                shard_info, videos = conversion_state.read_shard_state(
+                    dir_of.get(plan.name, output_dir), plan
+                )
                 shard_infos.append(shard_info)
                 for row in videos:
                     writer.writerow(row)
@@ -302,10 +336,18 @@ def _commit(
         settings=settings,
         videos_sha256=files.sha256_of(table),
     )
-    shards.write_info(output_dir, info)
+    if new_dir == output_dir:
+        shards.write_info(output_dir, info)
+    elif made or not shards.is_committed(output_dir, info):
+        # The folder is not a dataset until this file is written again.
+        files.delete(posixpath.join(output_dir, shards.INFO_NAME))
+        conversion_state.move_staged(output_dir, [plan.name for plan in made])
+        files.move(table, posixpath.join(output_dir, shards.VIDEOS_NAME))
+        shards.write_info(output_dir, info)
     conversion_state.delete_temporary_files(output_dir)  # of workers that were killed
-    num_made = sum(map(len, plans.values())) - num_kept
-    return ConversionReport(written.total(), skipped, num_kept, num_made, warnings)
+    files.delete_folder(conversion_state.staging_dir(output_dir))
+    num_kept = sum(map(len, plans.values())) - len(made)
+    return ConversionReport(written.total(), skipped, num_kept, len(made), warnings)
 
 
 def _check_classes_written(

@@ -138,7 +138,18 @@ def shard_names_in(data_dir: Address) -> list[str]:
 
 def write_info(data_dir: Address, info: DatasetInfo) -> None:
     """Commits a dataset: dataset_info.json is written last, and a folder without it is not a dataset."""
-    files.write_text(posixpath.join(data_dir, INFO_NAME), json.dumps(asdict(info), indent=2) + "\n")
+    files.write_text(posixpath.join(data_dir, INFO_NAME), _text_of(info))
+
+
+def is_committed(data_dir: Address, info: DatasetInfo) -> bool:
+    """Whether a folder with a dataset_info.json is the dataset that `info` describes, with its videos.csv."""
+    is_same = files.read_bytes(posixpath.join(data_dir, INFO_NAME)) == _text_of(info).encode()
+    table = posixpath.join(data_dir, VIDEOS_NAME)
+    return is_same and files.size_of(table) is not None and files.sha256_of(table) == info.videos_sha256
+
+
+def _text_of(info: DatasetInfo) -> str:
+    return json.dumps(asdict(info), indent=2) + "\n"
 
 
 def read_info(data_dir: Address) -> DatasetInfo:

@@ -24,7 +24,7 @@ from vidpipe.inference.predict import (
 )
 from vidpipe.inference.video_files import unique_names
 from vidpipe.progress import Progress
-from vidpipe.storage.files import staged_csv
+from vidpipe.storage.files import probability_column, staged_csv
 
 _log = logging.getLogger(__name__)
 ReadWindows = Callable[[str, ClipConfig, float, float], Iterator[video.VideoWindow]]
@@ -158,10 +158,12 @@ def leading_spans(windows: Sequence[WindowPrediction]) -> list[tuple[float, floa
 
 
 def _write_table(path: Path, windows: Sequence[WindowPrediction], classes: Sequence[str]) -> None:
-    with staged_csv(path, ["start_sec", "end_sec", "predicted", *classes]) as writer:
+    columns = ["start_sec", "end_sec", "predicted", *map(probability_column, classes)]
+    with staged_csv(path, columns) as writer:
         for window in windows:
             bounds = {"start_sec": window.start_sec, "end_sec": window.end_sec}
-            writer.writerow(bounds | {"predicted": window.predicted} | window.probabilities)
+            scores = {probability_column(name): score for name, score in window.probabilities.items()}
+            writer.writerow(bounds | {"predicted": window.predicted} | scores)
 
 
 def _draw(path: Path, windows: Sequence[WindowPrediction], classes: Sequence[str], title: str) -> None:

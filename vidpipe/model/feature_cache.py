@@ -1,30 +1,35 @@
 """The feature cache: the output of the frozen blocks, computed once per clip and read from disk afterwards.
 
-The cache is a folder beside the shards, or in the run's folder if the shards are remote. Its name contains a
-digest of everything that determines its numbers: the dataset, the frozen weights and the precision. Clips are
-computed in chunks, and `chunks.json` holds the digests of the chunks on disk: an interrupted computation
-resumes after the last complete chunk, and a chunk that has become corrupt is computed again.
+The cache is a folder beside the shards, or in the run's folder if these are remote or read-only. Its name
+contains a digest of everything that determines its numbers: the dataset, the frozen weights and the
+precision. Clips are computed in chunks, and `chunks.json` holds the digests of the chunks on disk: an
+interrupted computation resumes after the last complete chunk, and a chunk that has become corrupt is computed
+again.
 
 All stored frames are cached; `vidpipe.model.feature_dataset` samples frames and orders clips in each epoch.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import logging
 import math
 import os
 import shutil
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import BinaryIO
 
 import keras
 import numpy as np
 import tensorflow as tf
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from vidpipe.config import fingerprint
+from vidpipe.config import TrainConfig, fingerprint
 from vidpipe.data.dataset import Dataset
 from vidpipe.data.input_pipeline import eval_dataset
 from vidpipe.errors import VidpipeError
@@ -32,8 +37,10 @@ from vidpipe.progress import Progress
 from vidpipe.storage.files import write_text
 
 _log = logging.getLogger(__name__)
-_FOLDER = "features"
+FEATURES_DIR = "features"
 _CHUNKS_NAME = "chunks.json"
+_IN_USE_NAME = "in_use"
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 _CHUNK_CLIPS = 64
 _VERIFYING_THREADS = 4
 # Shape and dtype of each field of a FeatureTable.
@@ -60,7 +67,13 @@ class FeatureTable:
 
 
 def cached_features(
-    frozen: keras.Model, dataset: Dataset, *, split: str, batch_size: int, cache_dir: str | None = None
+    frozen: keras.Model,
+    dataset: Dataset,
+    *,
+    split: str,
+    batch_size: int,
+    cache_dirs: Sequence[str],
+    cache_gb: float = TrainConfig.cache_gb,
 ) -> FeatureTable:
     """Reads the cached features of a split, after computing the chunks that are missing or corrupt.
 
@@ -69,35 +82,126 @@ def cached_features(
       dataset: an open dataset.
       split: which clips.
       batch_size: clips per forward pass, a divisor of 64.
-      cache_dir: a local folder for the cache; None takes the dataset's own.
+      cache_dirs: local folders for the cache; a later one is used where those before it are read-only and do
+        not have the features.
+      cache_gb: disk space in GiB that the features of all runs may take in that folder. The features that
+        were not used for the longest time are deleted first.
 
     Raises:
-      FeatureCacheError: the cache cannot be written, or float16 cannot hold a value of a feature map.
+      FeatureCacheError: the cache cannot be written, features in use take too much space, or float16 cannot
+        hold a value of a feature map.
     """
     if _CHUNK_CLIPS % batch_size:
         raise ValueError(f"batch_size must be a divisor of {_CHUNK_CLIPS}; got {batch_size}.")
-    parent = Path(dataset.read_dir if cache_dir is None else cache_dir) / _FOLDER
-    folder = parent / f"{split}-{_key(frozen, dataset)}"
-    layout = _layout(frozen, dataset, split)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # If two runs start at the same time, the second waits here and reads what the first has computed.
-        with FileLock(f"{folder}.lock"):
-            chunks = _Chunks(folder, layout)
-            if chunks.first_missing is not None:
-                _compute(frozen, dataset, chunks, split=split, batch_size=batch_size)
-            table = FeatureTable(**{name: np.load(_path(folder, name), mmap_mode="r") for name in layout})
-    except OSError as error:
-        raise FeatureCacheError(
-            f"Cannot write features to {parent} ({error.strerror}). Free disk space or make the folder "
-            "writable, or run the backbone in every epoch with --cache_features=off."
-        ) from error
+    name, layout = f"{split}-{_key(frozen, dataset)}", _layout(frozen, dataset, split)
+
+    def compute(chunks: "_Chunks") -> None:
+        _compute(frozen, dataset, chunks, split=split, batch_size=batch_size)
+
+    for cache_dir, next_dir in zip(cache_dirs, [*cache_dirs[1:], None], strict=True):
+        folder = Path(cache_dir) / FEATURES_DIR / name
+        table: FeatureTable | None
+        try:
+            table = _fill(folder, layout, compute, cache_gb=cache_gb)
+        except OSError as error:
+            is_read_only = error.errno in _READ_ONLY
+            table = _read_only_table(folder, layout) if is_read_only else None
+            if table is None and (not is_read_only or next_dir is None):
+                raise FeatureCacheError(
+                    f"Cannot write features to {folder.parent} ({error.strerror}). Free disk space or make "
+                    "the folder writable, or run the backbone in every epoch with --cache_features=off."
+                ) from error
+        if table is not None:
+            break
+        _log.info("%s is read-only: features are kept in %s.", cache_dir, next_dir)
     shape = " x ".join(str(size) for size in table.features.shape[1:])
     _log.info(
         "Features of %s: %d clips of %s %s, %.1f MB in %s.",
         split, len(table.label), shape, table.features.dtype, _num_bytes(layout) / 1e6, folder,
     )  # fmt: skip
     return table
+
+
+def _fill(
+    folder: Path, layout: _Layout, compute: Callable[["_Chunks"], None], *, cache_gb: float
+) -> FeatureTable:
+    """Completes a table in a folder, and opens it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # If two runs start at the same time, the second waits here and reads what the first has computed.
+    with FileLock(f"{folder}.lock"):
+        in_use = _hold(folder)
+        _make_room(folder, _num_bytes(layout), cache_gb=cache_gb)
+        chunks = _Chunks(folder, layout)
+        if chunks.first_missing is not None:
+            compute(chunks)
+        table = _open_table(folder, layout)
+        weakref.finalize(table.features, in_use.close)
+        return table
+
+
+def _read_only_table(folder: Path, layout: _Layout) -> FeatureTable | None:
+    """Opens a table in a folder that cannot be written; None where it is missing, incomplete or corrupt."""
+    try:
+        chunks = _Chunks(folder, layout, table=_open_table(folder, layout))
+    except (OSError, ValueError):
+        return None
+    fits = all((array.shape, array.dtype) == layout[name] for name, array in vars(chunks.table).items())
+    return chunks.table if fits and chunks.first_missing is None else None
+
+
+def _open_table(folder: Path, layout: _Layout) -> FeatureTable:
+    return FeatureTable(**{name: np.load(_path(folder, name), mmap_mode="r") for name in layout})
+
+
+def _hold(folder: Path) -> BinaryIO:
+    """Marks features as in use until the file is closed, also by the end of the process."""
+    file = (folder / _IN_USE_NAME).open("ab")
+    os.utime(file.fileno())
+    fcntl.flock(file, fcntl.LOCK_SH)
+    return file
+
+
+def _make_room(folder: Path, needed_bytes: int, *, cache_gb: float) -> None:
+    """Deletes the features that were not used for the longest time until `folder` may have its size.
+
+    Raises:
+      FeatureCacheError: the others are in use.
+    """
+    key = folder.name.partition("-")[2]
+    sizes = {
+        other: sum(path.stat().st_size for path in other.glob("*"))
+        for other in folder.parent.iterdir()
+        if other.is_dir() and other != folder
+    }
+    excess = sum(sizes.values()) + needed_bytes - int(cache_gb * 2**30)
+    for other in sorted(sizes, key=_last_used):
+        if excess > 0 and other.name.partition("-")[2] != key and _delete_unless_in_use(other):
+            _log.info(
+                "Deleted the features %s, the oldest of %s: together they may take %g GiB (cache_gb).",
+                other.name, folder.parent, cache_gb,
+            )  # fmt: skip
+            excess -= sizes[other]
+    if excess > 0:
+        raise FeatureCacheError(
+            f"The features need {needed_bytes / 2**30:.1f} GiB, and other trainings use "
+            f"{(sum(sizes.values())) / 2**30:.1f} GiB of features in {folder.parent}; cache_gb is "
+            f"{cache_gb:g}. Wait for them, give a larger --cache_gb, or --cache_features=off."
+        )
+
+
+def _last_used(folder: Path) -> float:
+    mark = folder / _IN_USE_NAME
+    return (mark if mark.exists() else folder).stat().st_mtime
+
+
+def _delete_unless_in_use(folder: Path) -> bool:
+    try:
+        with FileLock(f"{folder}.lock", timeout=0), (folder / _IN_USE_NAME).open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+    except (Timeout, BlockingIOError):
+        return False
+    return True
 
 
 def size_bytes(frozen: keras.Model, dataset: Dataset, splits: Iterable[str]) -> int:
@@ -112,11 +216,17 @@ def size_bytes(frozen: keras.Model, dataset: Dataset, splits: Iterable[str]) -> 
 
 
 class _Chunks:
-    """The files of a FeatureTable, open for writing, as chunks of clips that are committed one by one."""
+    """The files of a FeatureTable, as chunks of clips that are committed one by one.
 
-    def __init__(self, folder: Path, layout: _Layout) -> None:
+    Args:
+      folder: of the files.
+      layout: of the table.
+      table: None opens it for writing, and makes it where it is missing.
+    """
+
+    def __init__(self, folder: Path, layout: _Layout, table: FeatureTable | None = None) -> None:
         self.folder = folder
-        self.table = FeatureTable(
+        self.table = table or FeatureTable(
             **{name: _open_array(_path(folder, name), *layout[name]) for name in layout}
         )
         self.num_clips = len(self.table.label)

@@ -70,6 +70,15 @@ def staged_csv(address: Address, columns: Sequence[str]) -> Iterator["csv.DictWr
         yield writer
 
 
+def probability_column(class_name: str) -> str:
+    """Returns the name of a class's column in a CSV file, which no fixed column can have.
+
+    >>> probability_column("label")
+    'p(label)'
+    """
+    return f"p({class_name})"
+
+
 def read_text(address: Address) -> str:
     """Reads a small file.
 
@@ -101,6 +110,17 @@ def sha256_of(address: Address) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def move(source: Address, target: Address) -> None:
+    """Moves a complete file within one file system, over an older one; an object store copies it."""
+    tf.io.gfile.rename(source, target, overwrite=True)
+
+
+def delete_folder(address: Address) -> None:
+    """Deletes a folder with its content if it exists."""
+    if tf.io.gfile.isdir(address):
+        tf.io.gfile.rmtree(address)
 
 
 def delete(address: Address) -> None:

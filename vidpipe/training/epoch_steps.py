@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,8 +40,9 @@ class RunState:
 
     @classmethod
     def restored(cls, values: Mapping[str, Any]) -> "RunState":
-        """Inverts `dataclasses.asdict`, after a round trip through JSON."""
-        return cls(**{**values, "sums": StepSums(*values["sums"])})
+        """Inverts `dataclasses.asdict`, after a round trip through JSON; other keys are left out."""
+        own = {name: values[name] for name in (attribute.name for attribute in fields(cls))}
+        return cls(**own | {"sums": StepSums(*own["sums"])})
 
 
 class EpochTime(NamedTuple):

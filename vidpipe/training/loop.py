@@ -8,25 +8,26 @@ is a `Trainee`, and the steps of an epoch are an `EpochSteps`.
 import logging
 import math
 import signal
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any
 
 from vidpipe.config import TrainConfig
 from vidpipe.training import distribution
 from vidpipe.training.batches import Batches
-from vidpipe.training.checkpoint import restore_checkpoint, save_checkpoint
 from vidpipe.training.epoch_selection import is_out_of_patience, run_metrics, selected_epoch
 from vidpipe.training.epoch_steps import EpochSteps, RunState, non_finite_error
 from vidpipe.training.run_folder import RunFolder
 from vidpipe.training.run_log import RunLog, history_row, log_epoch, loss_scale
+from vidpipe.training.saved_state import SavedState
 from vidpipe.training.step import StepSums
 from vidpipe.training.stop_signal import StoppedError, StopSignal
 from vidpipe.training.trainee import Trainee
 from vidpipe.training.validation import Validation, validate
 
 _log = logging.getLogger(__name__)
+# Steps that took longer are saved before the validation, so that it may be stopped at any moment.
+_LONG_EPOCH_SEC = 30
 
 
 class Loop:
@@ -39,6 +40,7 @@ class Loop:
       epoch_steps: the steps of an epoch.
       folder: of the run.
       stop: whether the run was asked to stop.
+      settings: the content of config.json.
       save_model: called after each epoch that is the selected one so far, with the averaged weights in force.
       run_log: shows each epoch; None on workers other than the chief.
     """
@@ -52,6 +54,7 @@ class Loop:
         epoch_steps: EpochSteps,
         folder: RunFolder,
         stop: StopSignal,
+        settings: Mapping[str, Any],
         save_model: Callable[[], None],
         run_log: RunLog | None,
     ) -> None:
@@ -59,6 +62,13 @@ class Loop:
         self._epoch_steps, self._folder, self._stop = epoch_steps, folder, stop
         self._save_model, self._run_log = save_model, run_log
         self._is_chief = distribution.is_chief(trainee.strategy)
+        self._saved = SavedState(
+            config,
+            trainee=trainee,
+            folder=folder,
+            settings=settings,
+            steps_per_epoch=epoch_steps.steps_per_epoch,
+        )
         self._state = RunState()
 
     def run(self) -> dict[str, Any]:
@@ -79,17 +89,23 @@ class Loop:
             _log.info("Early stopping: val_loss has not improved for %d epochs.", self._config.patience)
         metrics = run_metrics(self._state.history)
         if self._is_chief:
+            self._folder.write_history(self._state.history)
+            if not self._folder.has_intact_model:
+                self._saved.restore_selected(self._state.history)
+                self._save_selected_model()
             self._folder.write_metrics(metrics)
         return metrics
 
     def _restore(self) -> None:
-        restored = restore_checkpoint(self._folder, self._trainee.checkpointed)
-        if restored is not None:
-            self._state = RunState.restored(restored)
-            self._trainee.refresh()
-            _log.info("Resuming from epoch %d, step %d.", self._state.epoch + 1, self._state.step_in_epoch)
-        elif self._config.init_from is None:
-            self._trainee.prepare(self._batches.first_inputs())
+        with self._stop.raised("stopped. The same command starts again.", is_saved=True):
+            restored = self._saved.restore()
+            if restored is not None:
+                self._state = restored
+                _log.info(
+                    "Resuming from epoch %d, step %d.", self._state.epoch + 1, self._state.step_in_epoch
+                )
+            elif self._config.init_from is None:
+                self._trainee.prepare(self._batches.first_inputs())
         distribution.check_agreement(self._trainee.strategy, self._state.step)
 
     def _is_out_of_patience(self) -> bool:
@@ -116,8 +132,7 @@ class Loop:
         )
         state.history.append(row)
         if self._is_chief and selected_epoch(state.history) is row:
-            with self._trainee.averaged_weights():
-                self._save_model()
+            self._save_selected_model()
         state.epoch, state.step_in_epoch, state.sums = state.epoch + 1, 0, StepSums()
         if self._run_log is not None:
             is_last = state.epoch == self._config.epochs or self._is_out_of_patience()
@@ -129,7 +144,10 @@ class Loop:
     def _validate(self) -> Validation | None:
         if self._batches.val is None:
             return None
-        with self._trainee.averaged_weights():
+        is_saved = self._epoch_steps.spent.seconds > _LONG_EPOCH_SEC
+        if is_saved:
+            self._save_checkpoint()
+        with self._stop_in_validation(is_saved=is_saved), self._trainee.averaged_weights():
             batches = distribution.distribute(self._trainee.strategy, self._batches.val)
             validation = validate(self._epoch_steps.steps, batches)
         if not math.isfinite(validation.loss):
@@ -137,6 +155,21 @@ class Loop:
                 f"validation loss ({validation.loss}) in epoch {self._state.epoch + 1}", self._folder
             )
         return validation
+
+    @contextmanager
+    def _stop_in_validation(self, *, is_saved: bool) -> Iterator[None]:
+        """Stops a validation in the middle; the run resumes before it."""
+        if distribution.num_workers(self._trainee.strategy) > 1:
+            yield  # the others would wait; they all stop after the next step
+            return
+        try:
+            where = f"the validation of epoch {self._state.epoch + 1}"
+            with self._stop.raised(f"stopped in {where}. The same command resumes there.", is_saved=is_saved):
+                yield
+        except StoppedError:
+            if not is_saved:
+                self._save_checkpoint()
+            raise
 
     def _is_checkpoint_due(self) -> bool:
         every, state = self._config.checkpoint_every, self._state
@@ -156,11 +189,8 @@ class Loop:
 
     def _save_checkpoint(self) -> None:
         self._epoch_steps.read_pending(self._state)
-        if self._is_chief:
-            save_checkpoint(
-                self._folder,
-                step=self._state.step,
-                variables=self._trainee.checkpointed,
-                state=asdict(self._state),
-                keep=self._config.keep_checkpoints,
-            )
+        self._saved.save(self._state)
+
+    def _save_selected_model(self) -> None:
+        with self._trainee.averaged_weights():
+            self._save_model()

@@ -10,14 +10,17 @@ tensorboard/             event files and profiles
 eval_SPLIT/              an evaluation: metrics.json, predictions.csv, report.html, classification_report.txt
 """
 
+import contextlib
 import csv
 import json
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidpipe.config import differences
+from filelock import FileLock, Timeout
+
 from vidpipe.errors import VidpipeError
 from vidpipe.storage import files
 
@@ -25,13 +28,15 @@ HISTORY_COLUMNS = (
     "epoch", "loss", "accuracy", "val_loss", "val_loss_error", "val_accuracy", "learning_rate", "seconds",
     "data_wait",
 )  # fmt: skip
-# Settings that may differ between two starts of a run: where files lie, and what no weight depends on.
-MAY_CHANGE = (
+# Where files lie, and what no weight depends on.
+_WITHOUT_EFFECT = (
     "run_dir", "data_dir", "cache_dir", "init_from", "input_ram_gb", "checkpoint_every", "keep_checkpoints",
-    "profile_steps",
+    "profile_steps", "cache_gb",
 )  # fmt: skip
+# Settings that may differ between two starts of a run.
+MAY_CHANGE = (*_WITHOUT_EFFECT, "epochs", "patience")
 # Settings that do not make two runs different methods.
-NOT_COMPARED = (*MAY_CHANGE, "cache_features", "cache_gb", "seed")
+NOT_COMPARED = (*_WITHOUT_EFFECT, "cache_features", "caches_features", "seed")
 _PREDICTION_COLUMNS = ("video_id", "label", "predicted")
 # Keys of metrics.json in version 0.1, and their present names.
 _RENAMED_METRICS = {"kept_epoch": "selected_epoch"}
@@ -101,10 +106,12 @@ class EvaluationFolder:
           labels: their class names.
           scores: the probability of each class, for each video.
         """
-        with files.staged_csv(self.predictions, [*_PREDICTION_COLUMNS, *scores[0]]) as writer:
+        columns = [*_PREDICTION_COLUMNS, *map(files.probability_column, scores[0])]
+        with files.staged_csv(self.predictions, columns) as writer:
             for video_id, label, of_classes in zip(video_ids, labels, scores, strict=True):
                 predicted = max(of_classes, key=lambda name: of_classes[name])
-                writer.writerow({"video_id": video_id, "label": label, "predicted": predicted, **of_classes})
+                row = {files.probability_column(name): score for name, score in of_classes.items()}
+                writer.writerow(row | {"video_id": video_id, "label": label, "predicted": predicted})
 
 
 @dataclass(frozen=True)
@@ -165,6 +172,32 @@ class RunFolder:
         """Whether the run has reached its end."""
         return self.metrics.exists()
 
+    @property
+    def has_intact_model(self) -> bool:
+        """Whether model.keras is there, and its checksums are right."""
+        try:
+            with zipfile.ZipFile(self.model) as archive:
+                return archive.testzip() is None
+        except Exception:  # zipfile, zlib and struct each have their own for a corrupt file
+            return False
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Allows one training in this folder at a time, which is made if it is missing.
+
+        Raises:
+          RunFolderError: another training is writing to it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            held = FileLock(self.path / ".lock").acquire(timeout=0)
+        except Timeout:
+            raise RunFolderError(
+                f"Another training is writing to {self.path}. Wait for it, or choose another run_dir."
+            ) from None
+        with held:
+            yield
+
     def read_settings(self) -> dict[str, Any]:
         """Reads config.json.
 
@@ -176,37 +209,12 @@ class RunFolder:
             return _read_object(self.settings)
         except FileNotFoundError:
             raise
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunFolderError(f"{self.settings} cannot be read ({error}).") from None
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         """Writes config.json."""
         _write_object(self.settings, settings)
-
-    def earlier_settings(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Reads the settings of the run that is to be resumed here; None where there is nothing to resume.
-
-        Args:
-          settings: of the new start; only those of MAY_CHANGE may differ.
-
-        Raises:
-          RunFolderError: the folder holds a run with other settings.
-        """
-        try:
-            earlier = self.read_settings()
-        except FileNotFoundError:
-            return None
-        except RunFolderError as error:
-            raise RunFolderError(f"{error} Choose another run_dir.") from None
-        if not (self.checkpoint_paths() or self.is_finished):
-            return None  # started, but stopped before its first checkpoint
-        changed = differences(earlier, settings, ignored=(*MAY_CHANGE, "resolved_batch_size"))
-        if changed:
-            raise RunFolderError(
-                f"{self.path} holds a run with other settings ({'; '.join(changed)}). "
-                "Choose another run_dir, or give the settings it was started with."
-            )
-        return earlier
 
     def read_history(self) -> list[dict[str, Any]]:
         """Reads the epochs of history.csv; numbers are float, missing ones None.
@@ -235,16 +243,25 @@ class RunFolder:
             writer.writerows(history)
 
     def read_metrics(self) -> dict[str, Any]:
-        """Reads metrics.json.
+        """Reads metrics.json: `selected_epoch` and `epochs`, and of the former the rest of history.csv.
 
         Raises:
           RunFolderError: it cannot be read.
         """
         try:
-            metrics = _read_object(self.metrics)
-        except (OSError, ValueError) as error:
+            found = {
+                _RENAMED_METRICS.get(name, name): value for name, value in _read_object(self.metrics).items()
+            }
+            for name in ("selected_epoch", "epochs"):
+                if type(found.get(name)) is not int or found[name] < 1:
+                    raise ValueError(f"{name} is {found.get(name)!r}")
+            metrics = {name: found.get(name) for name in ("selected_epoch", "epochs", *HISTORY_COLUMNS[1:])}
+            for name in HISTORY_COLUMNS[1:]:
+                if not (metrics[name] is None or type(metrics[name]) in (int, float)):
+                    raise ValueError(f"{name} is {metrics[name]!r}")
+        except (OSError, ValueError, RecursionError) as error:
             raise RunFolderError(f"{self.metrics} cannot be read ({error}).") from None
-        return {_RENAMED_METRICS.get(name, name): value for name, value in metrics.items()}
+        return metrics
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Writes metrics.json, which marks the run as finished."""

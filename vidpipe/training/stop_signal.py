@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from vidpipe import interruption
 from vidpipe.errors import VidpipeError
 
 _log = logging.getLogger(__name__)
@@ -28,20 +29,37 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self._message: str | None = None
 
     @property
     def is_requested(self) -> bool:
         """Whether a signal came."""
         return self.number is not None
 
+    @contextmanager
+    def raised(self, message: str, *, is_saved: bool) -> Iterator[None]:
+        """Raises StoppedError in a block, when a signal comes.
+
+        Args:
+          message: what the user reads after the name of the signal.
+          is_saved: whether there is nothing to save after the block, so that Ctrl-C may end the process.
+        """
+        self._message = message
+        try:
+            with interruption.handled(times=0 if is_saved else 1):
+                yield
+        finally:
+            self._message = None
+
     def receive(self, number: int, _: FrameType | None) -> None:
         """Handles a signal."""
         if self.number is not None:
             raise KeyboardInterrupt
         self.number = number
-        _log.warning(
-            "%s: stopping after this step. Send it again to stop at once.", signal.Signals(number).name
-        )
+        name = signal.Signals(number).name
+        if self._message is not None:
+            raise StoppedError(f"{name}: {self._message}", number)
+        _log.warning("%s: stopping after this step. Send it again to stop at once.", name)
 
 
 @contextmanager
@@ -53,7 +71,8 @@ def stop_signal() -> Iterator[StopSignal]:
         return
     before = {number: signal.signal(number, stop.receive) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield stop
+        with interruption.handled(times=1):
+            yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,10 @@ from vidpipe.training.batches import (
     frame_batches,
     without_fillers,
 )
+from vidpipe.training.earlier_run import EarlierRun, read_earlier_run
 from vidpipe.training.epoch_steps import EpochSteps
 from vidpipe.training.loop import Loop
+from vidpipe.training.optimizer import LearningRate
 from vidpipe.training.precision import dtype_policy, resolve_precision
 from vidpipe.training.run_folder import RunFolder, TrainError
 from vidpipe.training.run_log import SHOWN_CLIPS, RunLog
@@ -70,35 +72,91 @@ def train(config: TrainConfig) -> TrainResult:
     folder = RunFolder(Path(config.run_dir))
     with open_dataset(config.data_dir, config.cache_dir) as dataset:
         settings = _run_settings(config, dataset)
-        earlier = folder.earlier_settings(settings)
-        if folder.is_finished:
-            _log.info("%s is finished: it has a metrics.json. Nothing to do.", folder.path)
-            return TrainResult(folder.path, folder.read_metrics())
-        _check_validation_split(config, dataset)
-        for split in dataset.train_splits:
-            dataset.fetch(split)
-        num_frames = dataset.clip.resolve_num_frames(config.num_frames)
-        num_replicas = strategy.num_replicas_in_sync
-        precision = resolve_precision(config.precision, num_replicas=num_replicas)
-        _make_repeatable(config)
-        with strategy.scope(), dtype_policy(precision):
-            trainee, fused = build_trainee(
-                config, dataset, num_frames=num_frames, strategy=strategy, precision=precision
-            )
-        batch_size = _batch_size(config, trainee, earlier or {})
-        batches = _make_batches(config, dataset, trainee, fused, batch_size=batch_size, num_frames=num_frames)
-        _log.info(
-            "%d train, %d val clips of %d classes; %s, batches of %d clips%s.",
-            dataset.num_clips("train"), dataset.num_clips("val"), len(dataset.classes), precision, batch_size,
-            f" on {num_replicas} replicas" if num_replicas > 1 else "",
+        if folder.is_finished and (result := _finished(folder, settings)) is not None:
+            return result  # without the lock: the folder may be read-only
+        is_chief = distribution.is_chief(strategy)
+        with _named_failures(config, strategy), folder.lock() if is_chief else nullcontext():
+            earlier = read_earlier_run(folder, settings)
+            if earlier is not None and earlier.metrics is not None:
+                return TrainResult(folder.path, earlier.metrics)  # another training has just ended
+            return _train(config, dataset, strategy, settings, earlier)
+
+
+def _finished(folder: RunFolder, settings: Mapping[str, Any]) -> TrainResult | None:
+    earlier = read_earlier_run(folder, settings)
+    if earlier is None or earlier.metrics is None:
+        return None
+    _log.info("%s is finished: it has a metrics.json. Nothing to do.", folder.path)
+    return TrainResult(folder.path, earlier.metrics)
+
+
+def _train(
+    config: TrainConfig,
+    dataset: Dataset,
+    strategy: tf.distribute.Strategy,
+    settings: Mapping[str, Any],
+    earlier: EarlierRun | None,
+) -> TrainResult:
+    """Prepares all that the loop needs, and runs it."""
+    folder = RunFolder(Path(config.run_dir))
+    _check_validation_split(config, dataset)
+    for split in dataset.train_splits:
+        dataset.fetch(split)
+    num_frames = dataset.clip.resolve_num_frames(config.num_frames)
+    num_replicas = strategy.num_replicas_in_sync
+    precision = resolve_precision(config.precision, num_replicas=num_replicas)
+    _make_repeatable(config)
+    with strategy.scope(), dtype_policy(precision):
+        trainee, fused = build_trainee(
+            config,
+            dataset,
+            num_frames=num_frames,
+            strategy=strategy,
+            precision=precision,
+            was_cached=earlier.settings.get("caches_features") if earlier else None,
+        )
+    batch_size = _batch_size(config, trainee, earlier.settings if earlier else {})
+    batches = _make_batches(config, dataset, trainee, fused, batch_size=batch_size, num_frames=num_frames)
+    _log.info(
+        "%d train, %d val clips of %d classes; %s, batches of %d clips%s.",
+        dataset.num_clips("train"), dataset.num_clips("val"), len(dataset.classes), precision, batch_size,
+        f" on {num_replicas} replicas" if num_replicas > 1 else "",
+    )  # fmt: skip
+    if earlier is not None:
+        _log_other_length(config, earlier, steps_per_epoch=-(-batches.num_clips // batch_size))
+        settings = earlier.resolved_settings(settings)
+    settings = {
+        **settings,
+        "resolved_batch_size": batch_size,
+        "caches_features": trainee.model is fused.trained,
+    }
+    if distribution.is_chief(strategy):
+        folder.metrics.unlink(missing_ok=True)  # it marks a finished run, which this one is no longer
+        folder.write_settings(settings)
+    with distribution.chief_watched(strategy), stop_signal() as stop:
+        metrics = _run_loop(
+            config, dataset, trainee, batches, settings=settings, num_frames=num_frames, stop=stop
+        )
+    return TrainResult(folder.path, metrics)
+
+
+def _log_other_length(config: TrainConfig, earlier: EarlierRun, *, steps_per_epoch: int) -> None:
+    """Says what another number of epochs means for a run that has begun."""
+    before = earlier.settings["epochs"]
+    if before == config.epochs or earlier.num_steps == 0:
+        return
+    _log.info("The run goes on with epochs=%d instead of %d.", config.epochs, before)
+    old, new = (
+        LearningRate(config.optimizer, epochs=epochs, steps_per_epoch=steps_per_epoch)
+        for epochs in (before, config.epochs)
+    )
+    if config.optimizer.schedule != "constant":
+        _log.warning(
+            "The learning rate follows the schedule of %d epochs from here on: %.2g in the next step, %.2g "
+            "in the last one. A run of %d epochs from the start would have other weights; config.json tells "
+            "(earlier_epochs).",
+            config.epochs, new.at(earlier.num_steps), old.at(earlier.num_steps - 1), config.epochs,
         )  # fmt: skip
-        with _named_failures(config, strategy):
-            if distribution.is_chief(strategy):
-                folder.path.mkdir(parents=True, exist_ok=True)
-                folder.write_settings(settings | {"resolved_batch_size": batch_size})
-            with distribution.chief_watched(strategy), stop_signal() as stop:
-                metrics = _run_loop(config, dataset, trainee, batches, num_frames=num_frames, stop=stop)
-                return TrainResult(folder.path, metrics)
 
 
 def _run_loop(
@@ -107,6 +165,7 @@ def _run_loop(
     trainee: Trainee,
     batches: Batches,
     *,
+    settings: Mapping[str, Any],
     num_frames: int,
     stop: StopSignal,
 ) -> dict[str, Any]:
@@ -137,6 +196,7 @@ def _run_loop(
         epoch_steps=epoch_steps,
         folder=folder,
         stop=stop,
+        settings=settings,
         save_model=lambda: save_model(trainee.saved, metadata, folder.model),
         run_log=RunLog(folder, dataset.classes, shown_clips) if is_chief else None,
     )
@@ -196,10 +256,15 @@ def _make_batches(
         return frame_batches(config, dataset, batch_size=batch_size, num_frames=num_frames)
     # A power of two: it must divide the cache's chunks of clips.
     forward_clips = min(FORWARD_CLIPS, 1 << batch_size.bit_length() - 1)
-    cache_dir = config.run_dir if remote.is_remote(dataset.read_dir) else dataset.read_dir
+    own = [] if remote.is_remote(dataset.read_dir) else [dataset.read_dir]
     tables = {
         split: feature_cache.cached_features(
-            fused.frozen, dataset, split=split, batch_size=forward_clips, cache_dir=cache_dir
+            fused.frozen,
+            dataset,
+            split=split,
+            batch_size=forward_clips,
+            cache_dirs=[*own, config.run_dir],
+            cache_gb=config.cache_gb,
         )
         for split in dataset.train_splits
     }

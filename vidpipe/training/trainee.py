@@ -57,6 +57,7 @@ def build_trainee(
     num_frames: int,
     strategy: tf.distribute.Strategy,
     precision: str,
+    was_cached: bool | None = None,
 ) -> tuple[Trainee, FusedModel]:
     """Builds the fused model and its optimizer, in the scope and dtype policy in force.
 
@@ -68,6 +69,7 @@ def build_trainee(
       num_frames: frames of a clip (T).
       strategy: whose scope is in force.
       precision: the dtype policy in force.
+      was_cached: whether an earlier start of the run cached features; None for a new run.
 
     Returns:
       The trainee, and the fused model. If `trainee.model` is its `trained` part, the features of its `frozen`
@@ -86,7 +88,7 @@ def build_trainee(
     if config.init_from is not None:
         load_weights(fused, RunFolder(Path(config.init_from)).model, dataset.classes)
     model = fused.fused
-    if fused.trained is not None and _caches_features(config, dataset, fused):
+    if fused.trained is not None and _caches_features(config, dataset, fused, was_cached):
         model = fused.trained
     scales = layer_scales(
         fused.fused.get_layer("backbone"),
@@ -114,13 +116,15 @@ def build_trainee(
     return trainee, fused
 
 
-def _caches_features(config: TrainConfig, dataset: Dataset, fused: FusedModel) -> bool:
+def _caches_features(
+    config: TrainConfig, dataset: Dataset, fused: FusedModel, was_cached: bool | None
+) -> bool:
     """Whether the frozen blocks run once per clip, and their features are cached.
 
     Raises:
       TrainError: they must be, and would take more disk space than allowed.
     """
-    if not config.can_cache_features or config.cache_features == "off":
+    if not config.can_cache_features or config.cache_features == "off" or was_cached is False:
         return False
     needed = feature_cache.size_bytes(fused.frozen, dataset, dataset.train_splits) / 2**30
     if needed <= config.cache_gb:
@@ -128,7 +132,7 @@ def _caches_features(config: TrainConfig, dataset: Dataset, fused: FusedModel) -
     too_large = (
         f"The features of the frozen blocks would take {needed:.1f} GiB; cache_gb is {config.cache_gb:g}"
     )
-    if config.cache_features == "on":
+    if config.cache_features == "on" or was_cached:
         raise TrainError(f"{too_large}. Give a larger --cache_gb, or --cache_features=off.")
     _log.info("%s: the whole backbone runs in every step.", too_large)
     return False
