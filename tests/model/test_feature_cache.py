@@ -1,12 +1,16 @@
 """Cached features are the output of the frozen blocks; only missing or corrupt chunks are computed."""
 
 import errno
+import gc
 import json
+import logging
 import os
+import pwd
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +20,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from filelock import FileLock
 
 from vidpipe.data.dataset import Dataset
 from vidpipe.data.input_pipeline import eval_dataset
@@ -344,3 +349,161 @@ def test_a_folder_that_cannot_be_written_is_named(
 def test_a_batch_size_that_does_not_divide_a_chunk_is_rejected(frozen: keras.Model, dataset: Dataset) -> None:
     with pytest.raises(ValueError, match="batch_size must be a divisor of 64; got 3"):
         cached_features(frozen, dataset, split="val", batch_size=3, cache_dirs=[])
+
+
+def _become(user: str) -> None:
+    """Root may write everywhere, so a test for root goes on as nobody."""
+    if os.getuid() == 0:
+        os.seteuid(pwd.getpwnam(user).pw_uid)
+
+
+@pytest.fixture
+def intact_val(intact_dir: Path) -> FeatureTable:
+    return read_intact(intact_dir, "val")
+
+
+@pytest.fixture
+def read_only(intact_dir: Path, dataset: Dataset) -> Iterator[Path]:
+    """A copy of `intact_dir` without write permission, beside a dataset and an empty folder `run`."""
+    with tempfile.TemporaryDirectory() as name:
+        parent = Path(name)
+        copy = shutil.copytree(intact_dir, parent / "records")
+        shutil.copytree(dataset.data_dir, parent / "data")
+        (parent / "run").mkdir()
+        parent.chmod(0o755)
+        (parent / "run").chmod(0o777)
+        for path in copy.rglob("*"):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        copy.chmod(0o555)
+        _become("nobody")
+        try:
+            yield copy
+        finally:
+            _become("root")
+            for path in [copy, *copy.rglob("*")]:
+                path.chmod(0o755)
+
+
+def _cached(frozen: keras.Model, dataset: Dataset, *folders: Path, **options: Any) -> FeatureTable:
+    return cached_features(
+        frozen, dataset, split="val", batch_size=2, cache_dirs=[str(folder) for folder in folders], **options
+    )
+
+
+def test_complete_features_of_a_read_only_folder_are_read(
+    frozen: keras.Model, dataset: Dataset, intact_val: FeatureTable, read_only: Path, counts: list[int]
+) -> None:
+    run = read_only.with_name("run")
+    assert_same(_cached(frozen, dataset, read_only, run), intact_val)
+    assert counts == []
+    assert list(run.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["features.npy", "chunks.json"])
+def test_without_complete_ones_the_next_folder_gets_the_features(
+    frozen: keras.Model,
+    dataset: Dataset,
+    intact_val: FeatureTable,
+    read_only: Path,
+    counts: list[int],
+    name: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _become("root")
+    (path,) = read_only.glob(f"features/val-*/{name}")
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1])
+    path.chmod(0o444)
+    _become("nobody")
+    data = str(read_only.with_name("data"))
+    dataset = replace(dataset, data_dir=data, read_dir=data)
+    run = read_only.with_name("run")
+    with caplog.at_level(logging.INFO):
+        assert_same(_cached(frozen, dataset, read_only, run), intact_val)
+    assert counts
+    assert len(list(run.glob("features/val-*/features.npy"))) == 1
+    assert f"{read_only}/features is read-only: features are kept in {run}/features." in caplog.messages
+    counts.clear()
+    _cached(frozen, dataset, read_only, run)
+    assert counts == []
+    with pytest.raises(FeatureCacheError, match=f"Cannot write features to {read_only}/features .Permission"):
+        _cached(frozen, dataset, read_only)
+
+
+@pytest.fixture
+def three_tables(cache_dir: Path, frozen: keras.Model, dataset: Dataset) -> dict[str, Path]:
+    """Val's features, and two copies under other keys: `old` was used before `new`."""
+    (val,) = cache_dir.glob("features/val-*/")
+    folders = {name: shutil.copytree(val, val.with_name(f"val-{name}")) for name in ("old", "new")}
+    for name, age in (("old", 7200), ("new", 3600)):
+        mark = folders[name] / "in_use"
+        os.utime(mark, (mark.stat().st_mtime - age,) * 2)
+    shutil.rmtree(next(cache_dir.glob("features/train-*/")))
+    return folders | {"val": val}
+
+
+def _gib(*folders: Path) -> float:
+    return sum(path.stat().st_size for folder in folders for path in folder.iterdir()) / 2**30
+
+
+def test_the_oldest_features_make_room(
+    frozen: keras.Model,
+    dataset: Dataset,
+    cache_dir: Path,
+    three_tables: dict[str, Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """There is room for two tables and a half."""
+    room = 2.5 * _gib(three_tables["val"])
+    with caplog.at_level(logging.INFO):
+        _cached(frozen, dataset, cache_dir, cache_gb=room)
+    assert [name for name, folder in three_tables.items() if folder.exists()] == ["new", "val"]
+    assert caplog.messages[0].startswith("Deleted the features val-old, the oldest of")
+    caplog.clear()
+    _cached(frozen, dataset, cache_dir, cache_gb=room)
+    assert not [message for message in caplog.messages if "Deleted" in message]
+
+
+def test_features_in_use_are_not_deleted(
+    frozen: keras.Model, dataset: Dataset, cache_dir: Path, three_tables: dict[str, Path]
+) -> None:
+    """`old` is held by another process, `new` is being computed by another thread."""
+    holder = subprocess.Popen(
+        ["flock", "--shared", three_tables["old"] / "in_use", "sh", "-c", "echo held; read line"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    room = 1.5 * _gib(three_tables["val"])
+    refused = pytest.raises(FeatureCacheError, match=r"other trainings use .*Wait for them, give a larger")
+    with FileLock(f"{three_tables['new']}.lock"), refused:
+        _cached(frozen, dataset, cache_dir, cache_gb=room)
+    assert all(folder.exists() for folder in three_tables.values())
+    holder.communicate(b"\n")
+    _cached(frozen, dataset, cache_dir, cache_gb=room)
+    assert [name for name, folder in three_tables.items() if folder.exists()] == ["val"]
+
+
+def test_a_table_is_in_use_as_long_as_it_is_referred_to(
+    frozen: keras.Model, dataset: Dataset, cache_dir: Path, three_tables: dict[str, Path]
+) -> None:
+    table = _cached(frozen, dataset, cache_dir)
+    assert not feature_cache._delete_unless_in_use(three_tables["val"])
+    view = table.features[1:]
+    del table
+    gc.collect()
+    assert not feature_cache._delete_unless_in_use(three_tables["val"])
+    del view
+    gc.collect()
+    assert feature_cache._delete_unless_in_use(three_tables["val"])
+
+
+def test_the_splits_of_a_run_do_not_make_room_for_each_other(
+    frozen: keras.Model, dataset: Dataset, cache_dir: Path
+) -> None:
+    (val,) = cache_dir.glob("features/val-*/")
+    with pytest.raises(FeatureCacheError, match="give a larger --cache_gb"):
+        cached_features(
+            frozen, dataset, split="train", batch_size=2, cache_dirs=[str(cache_dir)], cache_gb=_gib(val)
+        )
+    assert val.exists()

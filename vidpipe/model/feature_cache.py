@@ -95,25 +95,20 @@ def cached_features(
         raise ValueError(f"batch_size must be a divisor of {_CHUNK_CLIPS}; got {batch_size}.")
     name, layout = f"{split}-{_key(frozen, dataset)}", _layout(frozen, dataset, split)
 
-    def compute(chunks: "_Chunks") -> None:
-        _compute(frozen, dataset, chunks, split=split, batch_size=batch_size)
+    def fill(folder: Path) -> FeatureTable:
+        folder.mkdir(parents=True, exist_ok=True)
+        # If two runs start at the same time, the second waits here and reads what the first has computed.
+        with FileLock(f"{folder}.lock"):
+            in_use = _hold(folder)
+            _make_room(folder, _num_bytes(layout), cache_gb=cache_gb)
+            chunks = _Chunks(folder, layout)
+            if chunks.first_missing is not None:
+                _compute(frozen, dataset, chunks, split=split, batch_size=batch_size)
+            table = _open_table(folder, layout)
+            weakref.finalize(table.features, in_use.close)
+            return table
 
-    for cache_dir, next_dir in zip(cache_dirs, [*cache_dirs[1:], None], strict=True):
-        folder = Path(cache_dir) / FEATURES_DIR / name
-        table: FeatureTable | None
-        try:
-            table = _fill(folder, layout, compute, cache_gb=cache_gb)
-        except OSError as error:
-            is_read_only = error.errno in _READ_ONLY
-            table = _read_only_table(folder, layout) if is_read_only else None
-            if table is None and (not is_read_only or next_dir is None):
-                raise FeatureCacheError(
-                    f"Cannot write features to {folder.parent} ({error.strerror}). Free disk space or make "
-                    "the folder writable, or run the backbone in every epoch with --cache_features=off."
-                ) from error
-        if table is not None:
-            break
-        _log.info("%s is read-only: features are kept in %s.", cache_dir, next_dir)
+    folder, table = _first_writable([Path(each) / FEATURES_DIR / name for each in cache_dirs], layout, fill)
     shape = " x ".join(str(size) for size in table.features.shape[1:])
     _log.info(
         "Features of %s: %d clips of %s %s, %.1f MB in %s.",
@@ -122,21 +117,25 @@ def cached_features(
     return table
 
 
-def _fill(
-    folder: Path, layout: _Layout, compute: Callable[["_Chunks"], None], *, cache_gb: float
-) -> FeatureTable:
-    """Completes a table in a folder, and opens it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    # If two runs start at the same time, the second waits here and reads what the first has computed.
-    with FileLock(f"{folder}.lock"):
-        in_use = _hold(folder)
-        _make_room(folder, _num_bytes(layout), cache_gb=cache_gb)
-        chunks = _Chunks(folder, layout)
-        if chunks.first_missing is not None:
-            compute(chunks)
-        table = _open_table(folder, layout)
-        weakref.finalize(table.features, in_use.close)
-        return table
+def _first_writable(
+    folders: Sequence[Path], layout: _Layout, fill: Callable[[Path], FeatureTable]
+) -> tuple[Path, FeatureTable]:
+    """Fills a table in the first folder that can be written; one before it may have a complete table."""
+    folder, *others = folders
+    try:
+        return folder, fill(folder)
+    except OSError as error:
+        is_read_only = error.errno in _READ_ONLY
+        table = _read_only_table(folder, layout) if is_read_only else None
+        if table is not None:
+            return folder, table
+        if not (is_read_only and others):
+            raise FeatureCacheError(
+                f"Cannot write features to {folder.parent} ({error.strerror}). Free disk space or make the "
+                "folder writable, or run the backbone in every epoch with --cache_features=off."
+            ) from error
+    _log.info("%s is read-only: features are kept in %s.", folder.parent, others[0].parent)
+    return _first_writable(others, layout, fill)
 
 
 def _read_only_table(folder: Path, layout: _Layout) -> FeatureTable | None:
