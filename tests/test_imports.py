@@ -21,7 +21,7 @@ IMPORTERS = {
     "flask": {"inference.web_app"},
     "jinja2": {"display.page"},
     "PIL": {"inference.gif"},
-    "matplotlib": {"display.figures"},
+    "matplotlib": {"display.figures", "display.fonts"},
     "pebble": {"data.process_pool"},
     "sklearn": {"data.validation_split", "evaluation.evaluate", "evaluation.metrics"},
     "tensorflow_io": {"storage.remote"},

@@ -705,8 +705,11 @@ def from_dict(cls: type[_Config], values: Mapping[str, Any]) -> _Config:
     """Inverts `to_dict`.
 
     Raises:
-      ConfigError: `values` has a key that `cls` lacks, as when a newer version wrote it.
+      ConfigError: `values` has a key that `cls` lacks, as when a newer version wrote it, or a value of
+      another   type.
     """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{cls.__name__} is {values!r} instead of an object.")
     field_types = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(field_types))
     if unknown:
@@ -715,8 +718,22 @@ def from_dict(cls: type[_Config], values: Mapping[str, Any]) -> _Config:
     for name, value in values.items():
         if dataclasses.is_dataclass(field_types[name]):
             value = from_dict(field_types[name], value)
+        elif not _has_type(value, field_types[name]):
+            raise ConfigError(f"{name} has a value of another type: {value!r}.")
         built[name] = tuple(value) if isinstance(value, list) else value
     return cls(**built)
+
+
+def _has_type(value: Any, expected: Any) -> bool:
+    """Whether a JSON value has the type of a setting."""
+    if typing.get_origin(expected) is tuple:
+        kinds = [kind for kind in typing.get_args(expected) if kind is not ...]
+        return isinstance(value, list) and all(_has_type(each, kinds[0]) for each in value)
+    if typing.get_args(expected):
+        return any(_has_type(value, kind) for kind in typing.get_args(expected))
+    if expected is float:
+        return type(value) in (int, float)
+    return type(value) is expected
 
 
 def differences(

@@ -67,6 +67,35 @@ def test_names_in_another_case_or_form_of_unicode_are_found_and_logged(
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("wa\nlk/b.mp4", r"class 'wa\\nlk' has a line break"),
+        ("wa\x1blk/b.mp4", r"class 'wa\\x1blk' has"),
+        ("wa\u2028lk/b.mp4", r"class 'wa\\u2028lk' has"),
+        ("walk/b\n.mp4", r"video 'walk/b\\n.mp4' has"),
+    ],
+)
+def test_names_that_break_lines_are_rejected(tmp_path: Path, name: str, message: str) -> None:
+    touch(tmp_path, "run/a.mp4", name)
+    with pytest.raises(ManifestError, match=message):
+        _read(tmp_path, val_fraction=0)
+
+
+def test_unusual_names_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Names in scripts with joiners, and names like addresses, options, patterns or formulas."""
+    names = [
+        "\u0645\u06cc\u200c\u062f\u0648\u062f/10:30.mp4", "走る/[1].mp4", "{a} $b/-x.mp4", "label/100%.mp4",
+        "=1+1/s3:x.mp4", "@b/~.mp4",
+    ]  # fmt: skip
+    touch(tmp_path, *names)
+    rows = _read(tmp_path, val_fraction=0)
+    assert sorted(row.path for row in rows) == sorted(names)
+    assert sorted(class_names(rows)) == sorted(name.split("/")[0] for name in names)
+    (message,) = [each for each in caplog.messages if "formula" in each]
+    assert message.startswith("Spreadsheets take the name of the class =1+1, @b for a formula")
+
+
 def test_one_of_two_similar_names_is_not_guessed(tmp_path: Path) -> None:
     touch(tmp_path, "a/X.avi", "a/x.avi", "b/1.avi")
     train = _csv(tmp_path / "train.csv", "video_name,tag\nA/X.avi,a\nb/1.avi,b\n")

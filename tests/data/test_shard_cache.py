@@ -145,6 +145,32 @@ def test_the_copies_are_read_when_the_server_does_not_answer(
         _fetch(tmp_path / "empty")
 
 
+@pytest.mark.parametrize("damage", ["edited", "deleted", "another folder"])
+def test_copies_are_checked_when_the_server_does_not_answer(
+    tmp_path: Path, remote_data: str, damage: str
+) -> None:
+    folder = Path(_fetch(tmp_path))
+    _remove()
+    info = folder / shards.INFO_NAME
+    if damage == "edited":
+        info.write_text(info.read_text().replace('"short"', '"tall"'))
+    elif damage == "deleted":
+        info.unlink()
+    else:
+        next(tmp_path.glob("last-seen-*")).write_bytes(b"\xff")
+    message = f"dataset_info.json is missing or corrupt, and {ADDRESS} does not answer"
+    with pytest.raises(shard_cache.ShardCacheError, match=message):
+        _fetch(tmp_path)
+
+
+def test_a_corrupt_copy_is_not_read_when_the_server_does_not_answer(tmp_path: Path, remote_data: str) -> None:
+    folder = Path(_fetch(tmp_path))
+    _remove()
+    flip_bit(next(folder.glob("train-*.tfrecord")))
+    with pytest.raises(shards.ShardError, match=f"^{ADDRESS} can no longer be read"):
+        _fetch(tmp_path)
+
+
 def test_copies_of_an_unfinished_dataset_are_not_read(tmp_path: Path, remote_data: str) -> None:
     _fetch(tmp_path)
     tf.io.gfile.remove(f"{ADDRESS}/{shards.INFO_NAME}")

@@ -155,6 +155,13 @@ def test_class_names_are_drawn_as_they_are() -> None:
     assert figures.confusion_matrix_image(counts, ["a" * 1000, "b"]).shape[0] < 500
 
 
+def test_long_names_are_shortened_in_the_middle() -> None:
+    assert figures._short("x" * 32) == "x" * 32
+    assert (
+        figures._short("abcdefghijklmnopqrstuvwxyz0123456") == "abcdefghijklmnop…" + "stuvwxyz0123456"[-15:]
+    )
+
+
 BINS: list[dict[str, Any]] = [
     {"low": 0, "high": 0.5, "num_clips": 0, "accuracy": None, "accuracy_ci95": None, "confidence": None},
     {

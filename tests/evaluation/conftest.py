@@ -8,6 +8,7 @@ import pytest
 
 from vidpipe.config import ModelConfig, TrainConfig, to_dict
 from vidpipe.evaluation.metrics import compute_metrics
+from vidpipe.storage import files
 from vidpipe.training.run_folder import RunFolder
 
 CLASSES = ("a", "b")
@@ -29,6 +30,7 @@ def save_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., s
         labels: Sequence[str] = LABELS,
         video_ids: Sequence[str] = VIDEO_IDS,
         head: str = "motion",
+        temporal_crops: int = 1,
         **changes: object,
     ) -> str:
         config = TrainConfig(data_dir="/data", run_dir=name, model=ModelConfig(head=head), seed=seed)
@@ -40,9 +42,11 @@ def save_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., s
         predicted = np.where(np.array([*correct]) == "+", indices, 1 - indices)
         probabilities = np.eye(2)[predicted] * 0.6 + 0.2
         metrics = compute_metrics(indices, probabilities, CLASSES)
-        folder.write_metrics({"split": "test", "temporal_crops": 1, "spatial_crops": 1} | metrics)
         scores = [dict(zip(CLASSES, row, strict=True)) for row in probabilities.tolist()]
         folder.write_predictions(video_ids, labels, scores)
+        metrics |= {"split": "test", "temporal_crops": temporal_crops, "spatial_crops": 1}
+        metrics["sha256"] = {path.name: files.sha256_of(path) for path in (run.settings, folder.predictions)}
+        folder.write_metrics(metrics)
         return name
 
     return save

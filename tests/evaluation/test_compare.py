@@ -1,10 +1,15 @@
 """Comparisons by hand; runs that cannot be compared are named."""
 
+import contextlib
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from vidpipe.evaluation.compare import CompareError, compare, read_run
 from vidpipe.evaluation.significance import bootstrap_interval
@@ -61,10 +66,8 @@ def test_runs_that_differ_only_in_the_seed_are_one_method(save_run: Callable[...
 
 
 def test_runs_of_other_crops_are_another_method(save_run: Callable[..., str]) -> None:
-    for name, seed in (("one", 1), ("two", 2)):
-        save_run(name, "++++++++--", seed=seed)
-    path = Path("two/eval_test/metrics.json")
-    path.write_text(path.read_text().replace('"temporal_crops": 1', '"temporal_crops": 4'))
+    for name, seed, crops in (("one", 1, 1), ("two", 2, 4)):
+        save_run(name, "++++++++--", seed=seed, temporal_crops=crops)
     comparison = compare(["one", "two"], split="test")
     assert comparison.differs_in == ("temporal_crops=1, seed=1", "temporal_crops=4, seed=2")
     assert comparison.methods == ()
@@ -136,18 +139,18 @@ def _cut_last_row(text: str) -> str:
             lambda text: text[:20],
             "one/eval_test is corrupt .* Evaluate the run again",
         ),
+        ("eval_test/metrics.json", lambda text: text.replace("0.8", "0.7"), "metrics.json was changed, or"),
         (
-            "eval_test/metrics.json",
-            lambda text: text.replace("0.8", "0.7"),
-            "metrics.json and predictions.csv",
+            "eval_test/predictions.csv",
+            _cut_last_row,
+            "one: predictions.csv changed after the evaluation. Eval",
         ),
-        (
-            "eval_test/metrics.json",
-            lambda text: text.replace('"temporal_crops"', '"views"'),
-            "one/eval_test has no 'temporal_crops'. Evaluate the run again: tools/evaluate.py --run_dir=one",
-        ),
-        ("eval_test/predictions.csv", _cut_last_row, "predictions.csv do not match"),
         ("eval_test/predictions.csv", lambda text: text.replace("predicted", "p"), "has no 'predicted'"),
+        (
+            "config.json",
+            lambda text: text.replace("motion", "notebook"),
+            "one: config.json changed after the",
+        ),
         ("config.json", lambda text: text[:-2], "one/config.json cannot be read"),
         ("config.json", lambda text: "[]", "one/config.json cannot be read"),
     ],
@@ -161,3 +164,51 @@ def test_corrupt_files_are_named(
     path.write_text(edit(text))
     with pytest.raises(CompareError, match=message):
         read_run("one", "test")
+
+
+def test_an_evaluation_of_another_model_is_named(save_run: Callable[..., str]) -> None:
+    """As after a run has gone on for more epochs."""
+    save_run("one", "++++++++--")
+    Path("one/model.keras").write_bytes(b"newer")
+    message = (
+        "^one: model.keras changed after the evaluation. Evaluate the run again: tools/evaluate.py --run"
+    )
+    with pytest.raises(CompareError, match=message):
+        read_run("one", "test")
+
+
+def test_an_evaluation_of_another_version_is_named(save_run: Callable[..., str]) -> None:
+    path = Path(save_run("one", "++++++++--"), "eval_test/metrics.json")
+    metrics = json.loads(path.read_text())
+    del metrics["fingerprint"]
+    path.write_text(json.dumps(metrics))
+    with pytest.raises(CompareError, match="another version wrote it.. Evaluate the run again"):
+        read_run("one", "test")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(["config.json", "eval_test/metrics.json", "eval_test/predictions.csv"]),
+    start=st.integers(0, 2500),
+    length=st.integers(0, 30),
+    text=st.text(max_size=8) | st.sampled_from(['"', "{", "null", "NaN", "[[", "1e999", ",", "-1", "\n"]),
+)
+def test_no_edit_ends_in_a_traceback_or_passes_in_silence(
+    save_run: Callable[..., str], name: str, start: int, length: int, text: str
+) -> None:
+    shutil.rmtree("one", ignore_errors=True)
+    save_run("one", "++++++++--")
+    path = Path("one", name)
+    before = path.read_bytes()
+    content = before.decode()
+    path.write_bytes((content[:start] + text + content[start + length :]).encode("utf-8", "replace"))
+    if path.read_bytes() == before:
+        read_run("one", "test")
+    elif name != "eval_test/metrics.json":
+        with pytest.raises(CompareError, match=r"^[^\n]*$"):
+            read_run("one", "test")
+    else:
+        expected = json.loads(before)
+        del expected["fingerprint"]
+        with contextlib.suppress(CompareError):  # white space is no change of its content
+            assert read_run("one", "test").metrics == expected

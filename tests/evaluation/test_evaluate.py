@@ -61,7 +61,10 @@ def test_the_files_match_the_model_and_each_other(run_dir: Path, dataset: Datase
     evaluation = evaluate.evaluate(_config(run_dir, dataset.data_dir, batch_size=batch_size))
     folder, metrics = evaluation.folder, evaluation.metrics
     assert folder.path == run_dir / "eval_test"
-    assert json.loads((folder.path / "metrics.json").read_text()) == metrics
+    assert folder.read_metrics() == metrics
+    assert metrics["sha256"] == {
+        path.name: files.sha256_of(path) for path in (run_dir / "model.keras", folder.predictions)
+    }
     with (folder.path / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["video_id"] for row in rows] == dataset.video_ids("test")
@@ -229,11 +232,17 @@ def test_identical_crops_are_rejected(
     ],
 )
 def test_other_classes_and_other_clips_are_rejected(
-    run_dir: Path, dataset: Dataset, tmp_path: Path, changes: dict[str, Any], message: str
+    dataset: Dataset, changes: dict[str, Any], message: str
 ) -> None:
-    model, metadata = load_model(run_dir / "model.keras")
-    save_model(model, dataclasses.replace(metadata, **changes), tmp_path / "model.keras")
+    metadata = ModelMetadata(dataset.classes, dataset.clip, 4)
     with pytest.raises(evaluate.EvaluateError, match=message):
+        evaluate.check_dataset(dataclasses.replace(metadata, **changes), dataset)
+
+
+def test_a_model_of_other_classes_is_not_evaluated(run_dir: Path, dataset: Dataset, tmp_path: Path) -> None:
+    model, metadata = load_model(run_dir / "model.keras")
+    save_model(model, dataclasses.replace(metadata, classes=("long", "tall")), tmp_path / "model.keras")
+    with pytest.raises(evaluate.EvaluateError, match="they differ in short, tall"):
         evaluate.evaluate(_config(tmp_path, dataset.data_dir))
 
 

@@ -85,7 +85,7 @@ def test_anything_else_is_never_replaced(
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("no/1", r"^Cannot write no/1 \(No such file or directory\)\. Its folder must exist"),
+        ("file/1", r"^Cannot write file/1 \(File exists\)\. Its folder must be writable"),
         ("s3://bucket/1", "^A model cannot be exported to s3://bucket/1. Choose a local path"),
     ],
 )
@@ -93,5 +93,13 @@ def test_a_path_that_cannot_be_written_is_reported_before_the_work(
     tmp_path: Path, path: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("file").touch()
     with pytest.raises(ExportError, match=message), replaced(path, _is_tflite):
         pytest.fail("the block was entered")
+
+
+def test_missing_folders_are_made(tmp_path: Path) -> None:
+    path = tmp_path / "exports" / "a [1]" / "model.tflite"
+    with replaced(str(path), _is_tflite) as new:
+        new.write_text("new")
+    assert path.read_text() == "new"

@@ -1,5 +1,6 @@
 """Predicting a file equals evaluating its record; a video that cannot be read is reported and skipped."""
 
+import io
 import json
 import signal
 import subprocess
@@ -50,7 +51,7 @@ def _evaluate_fully(run_dir: Path, data_dir: Path, batch_size: int) -> np.ndarra
     """Reads the probabilities [N, 2] of tall and wide from an evaluation's predictions.csv."""
     evaluate(EvaluationConfig(run_dir=str(run_dir), data_dir=str(data_dir), batch_size=batch_size))
     rows = RunFolder(run_dir).evaluation("test").read_predictions()
-    return np.array([[float(row[name]) for name in ("tall", "wide")] for row in rows])
+    return np.array([[float(row[f"p({name})"]) for name in ("tall", "wide")] for row in rows])
 
 
 def _evaluate_quickly(run_dir: Path, data_dir: Path, batch_size: int) -> np.ndarray:
@@ -179,6 +180,32 @@ def test_the_tool_prints_ranked_classes_and_reports_failures(
         "x/*.avi: matches no video",
         "broken.avi: does not open as a video",
     ]
+
+
+NAMES = ("10:30.avi", "-x.avi", "[1] 走る.avi", "a*b?.avi", "s3:__b.avi", "{a} $b$ 100%.avi")
+
+
+def test_file_names_like_addresses_options_and_patterns_are_read(
+    tmp_path: Path, colour_run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a terminal that is not UTF-8, by name, in a folder, and as a timeline."""
+    (tmp_path / "clips").mkdir()
+    for name in NAMES:
+        write_colours(tmp_path / "clips" / name, [RED] * 3)
+    monkeypatch.chdir(tmp_path / "clips")
+    for arguments in ([f"./{name}" for name in NAMES], ["."], ["--timeline=out", *NAMES[2:]]):
+        output = io.BytesIO()
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", io.TextIOWrapper(output, encoding="ascii"))
+            patched.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+            assert predict_tool.run(["predict.py", f"--run_dir={colour_run}", *arguments]) == 0
+            printed = output.getvalue().decode("ascii")
+        for name in NAMES[2:] if "out" in arguments[0] else NAMES:
+            assert name.encode("ascii", "backslashreplace").decode() in printed
+        assert "red" in printed
+    assert {path.name for path in (tmp_path / "clips/out").glob("*.csv")} == {
+        f"{Path(name).stem}.csv" for name in NAMES[2:]
+    }
 
 
 @pytest.mark.processes

@@ -1,6 +1,7 @@
 """A real server and real clients: answers equal those of predict, and no request does harm."""
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -283,6 +285,53 @@ def test_other_requests_are_answered_while_a_decoder_hangs(served: Served) -> No
         assert hanging.result().code == 422
 
 
+@pytest.mark.parametrize(
+    "sent", [b"", b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\n"], ids=["idle", "half"]
+)
+def test_connections_that_only_wait_make_room(served: Served, sent: bytes) -> None:
+    """Two threads have room for 16 connections; the newest of those that wait are kept."""
+    with contextlib.ExitStack() as stack:
+        connections = []
+        for _ in range(40):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", served.port), timeout=5))
+            connection.sendall(sent)
+            connections.append(connection)
+            assert connection.getsockname()
+        assert _ask(served, "GET", "/healthz").code == 200
+        assert connections[0].recv(1) == b""
+        connections[-1].sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" if not sent else b"\r\n")
+        assert connections[-1].recv(12).startswith(b"HTTP/1.1 ")
+
+
+def test_a_request_that_arrives_byte_by_byte_is_ended(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "_REQUEST_SEC", 1)
+    start = time.monotonic()
+    with socket.create_connection(("127.0.0.1", served.port), timeout=0.2) as connection:
+        for byte in b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100000\r\n\r\n" + bytes(
+            1000
+        ):
+            connection.sendall(bytes([byte]))
+            with contextlib.suppress(TimeoutError):
+                assert connection.recv(1) == b""
+                break
+    assert 1 < time.monotonic() - start < 6
+    assert _send(served, served.red.read_bytes()).json()["predicted"] == "red"
+
+
+def test_a_video_with_huge_frames_is_rejected(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 7680 * 4320 < video._MAX_UNTRUSTED_PIXELS < 8000 * 8000
+    size = video.read_clip(str(served.red), CLIP).info
+    monkeypatch.setattr(video, "_MAX_UNTRUSTED_PIXELS", size.height * size.width)
+    video.read_untrusted_clip(str(served.red), CLIP)
+    monkeypatch.setattr(video, "_MAX_UNTRUSTED_PIXELS", size.height * size.width - 1)
+    with pytest.raises(
+        video.VideoReadError, match=f"larger than the limit: {size.width} x {size.height} pixels"
+    ):
+        video.read_untrusted_clip(str(served.red), CLIP)
+
+
 def test_a_playlist_reads_no_other_file(served: Served, tmp_path: Path) -> None:
     """FFmpeg reads a list of files as a video; an upload could show files of the server by it."""
     write_coded_video(tmp_path / "ours.ts", "libx264", "yuv420p", brightness_frames(12))
@@ -465,7 +514,7 @@ def test_a_port_in_use_is_one_line_and_sigterm_ends_as_ctrl_c_does(
         f"serve.py: Cannot listen on port {served.port} of 127.0.0.1 (Address already in use)"
     )
     assert errors.count("\n") == 1
-    assert handlers == {signal.SIGTERM: signal.default_int_handler}
+    assert handlers[signal.SIGTERM] is signal.default_int_handler
 
 
 @pytest.mark.processes

@@ -1,14 +1,18 @@
 """model.keras contains the model and its metadata; --init_from copies weights that fit, or none at all."""
 
 import json
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vidpipe.config import ClipConfig
+from vidpipe.model import model_file
 from vidpipe.model.fused import FusedModel
 from vidpipe.model.heads import HEADS
 from vidpipe.model.model_file import (
@@ -64,9 +68,68 @@ def test_a_file_of_version_0_1_without_num_frames_takes_all_stored_frames(
 ) -> None:
     path = tmp_path / "model.keras"
     path.write_bytes(saved.read_bytes())
-    rewrite_metadata(path, json.loads(METADATA.to_json()) | {"num_frames": None})
+    values = json.loads(METADATA.to_json())
+    rewrite_metadata(path, values | {"clip": values["clip"] | {"num_frames": 4}, "num_frames": None})
     _, metadata = load_model(path)
-    assert metadata.num_frames == 6
+    assert metadata.num_frames == 4
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"classes": "abc"}, "classes is not a list of names"),
+        ({"classes": ["a", "b", 3]}, "classes is not a list of names"),
+        ({"classes": ["a", "b"]}, r"its classes have the shape \(3,\), its metadata say \(2,\)"),
+        ({"num_frames": "4"}, "num_frames is '4'"),
+        ({"num_frames": 3}, r"its frames have the shape \(4, 32, 32, 3\), its metadata say \(3, 32, 32, 3\)"),
+        ({"num_frames": 7}, "num_frames"),
+        ({"clip": None}, "ClipConfig is None instead of an object"),
+        ({"clip": {"num_frames": "6"}}, "num_frames has a value of another type: '6'"),
+        ({"clip": {"num_frames": True}}, "num_frames has a value of another type: True"),
+        ({"clip": {"num_frames": 6.5}}, "num_frames has a value of another type: 6.5"),
+        ({"clip": {"num_frames": -6}}, "num_frames must be at least 1"),
+        ({"clip": {"image_size": 64}}, r"the shape \(4, 32, 32, 3\), its metadata say \(4, 64, 64, 3\)"),
+    ],
+)
+def test_edited_metadata_get_one_line(
+    saved: Path, tmp_path: Path, edit: dict[str, object], message: str
+) -> None:
+    path = tmp_path / "model.keras"
+    path.write_bytes(saved.read_bytes())
+    values = json.loads(METADATA.to_json())
+    if isinstance(edit.get("clip"), dict):
+        edit = {"clip": values["clip"] | edit["clip"]}
+    rewrite_metadata(path, values | edit)
+    with pytest.raises(ModelError, match=rf"^{path} is corrupt or was not written by vidpipe \(.*{message}"):
+        load_model(path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_gets_one_line_or_changes_nothing(saved: Path, position: float, bit: int) -> None:
+    """Without loading the weights, which takes longer; their checksums are in the archive, too."""
+    data = bytearray(saved.read_bytes())
+    data[int(position * len(data))] ^= 1 << bit
+    with zipfile.ZipFile(saved) as archive:
+        expected = {name: archive.read(name) for name in archive.namelist()}
+    seen = {}
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
+        path = Path(folder) / "model.keras"
+        path.write_bytes(data)
+
+        def read(path: Path, **_: object) -> None:
+            with zipfile.ZipFile(path) as archive:
+                seen.update({name: archive.read(name) for name in archive.namelist()})
+
+        patched.setattr(model_file.keras.saving, "load_model", read)
+        patched.setattr(model_file, "_check_shapes", lambda *_: None)
+        try:
+            _, metadata = load_model(path)
+        except ModelError as error:
+            assert "\n" not in str(error)
+            return
+    assert metadata == METADATA
+    assert seen == expected
 
 
 @pytest.mark.parametrize("content", ["text", "no_metadata", "truncated", "other_settings", "other_values"])

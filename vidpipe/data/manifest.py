@@ -7,6 +7,7 @@ validation split, checks) are the same for all.
 import dataclasses
 import io
 import logging
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,8 @@ from vidpipe.data.video_row import ManifestError, VideoRow, group_of, same_name
 from vidpipe.data.video_tree import FileId, VideoTree, list_files
 
 _log = logging.getLogger(__name__)
+# Unicode's categories of control characters, and of separators of lines and paragraphs.
+_UNWRITABLE = ("Cc", "Zl", "Zp")
 
 
 def read_manifest(config: ManifestConfig, *, left_out: Sequence[str] = ()) -> list[VideoRow]:
@@ -50,6 +53,7 @@ def read_manifest(config: ManifestConfig, *, left_out: Sequence[str] = ()) -> li
         rows = read_class_folders(video_dir, tree)
     _check_listed_once(rows)
     rows = _choose_classes(rows, config)
+    _check_names(rows)
     if config.ucf101_lists is not None or config.train_manifest is not None:
         rows = list(_locate(rows, tree, is_flat=config.ucf101_lists is not None))
     rows = _with_common_groups(rows, tree.files)
@@ -97,6 +101,23 @@ def _check_listed_once(rows: Sequence[VideoRow]) -> None:
                 f"twice in {row.split}" if first.split == row.split else f"in {first.split} and {row.split}"
             )
             raise ManifestError(f"{row.video_id} is listed {twice}; list each video once.")
+
+
+def _check_names(rows: Sequence[VideoRow]) -> None:
+    """Raises if a name cannot be written to a line of text; warns of classes that look like a formula."""
+    for row in rows:
+        for what, name in (("class", row.label_name), ("video", row.video_id), ("group", row.group)):
+            if any(unicodedata.category(letter) in _UNWRITABLE for letter in name):
+                raise ManifestError(
+                    f"The name of the {what} {name!a} has a line break, a control character, or bytes "
+                    "that are not UTF-8. Rename it."
+                )
+    formulas = sorted({row.label_name for row in rows if row.label_name.startswith(("=", "+", "-", "@"))})
+    if formulas:
+        _log.warning(
+            "Spreadsheets take the name of the class %s for a formula; read tables of it by programs only.",
+            ", ".join(formulas),
+        )  # fmt: skip
 
 
 def _choose_classes(rows: list[VideoRow], config: ManifestConfig) -> list[VideoRow]:

@@ -55,7 +55,8 @@ def cached_dir(data_dir: str, cache_dir: str | None) -> str:
     except shards.UnreachableError as error:
         if not last_version.exists():
             raise
-        folder = Path(cache_dir) / last_version.read_text(encoding="utf-8")
+        folder = Path(cache_dir) / last_version.read_text(encoding="utf-8", errors="replace")
+        _check_info(folder, data_dir)
         _log.warning("%s Reading the local copies in %s instead.", error, folder)
         return str(folder)
     folder = Path(cache_dir) / _digest(text)
@@ -102,6 +103,23 @@ def fetch_shards(data_dir: str, folder: str, info: shards.DatasetInfo, split: st
         raise _cannot_write(folder, error) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _check_info(folder: Path, data_dir: str) -> None:
+    """Checks the copy of dataset_info.json by the name of its folder; it has the digests of all other files.
+
+    Raises:
+      ShardCacheError: it is missing or corrupt.
+    """
+    try:
+        text = (folder / shards.INFO_NAME).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        text = ""
+    if _digest(text) != folder.name:
+        raise ShardCacheError(
+            f"The local copy {folder / shards.INFO_NAME} is missing or corrupt, and {data_dir} does not "
+            "answer. Run the same command again when it does."
+        )
 
 
 def _fetch(data_dir: str, folder: Path, name: str, sha256: str) -> None:

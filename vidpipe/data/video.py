@@ -20,13 +20,14 @@ from vidpipe.data.packets import Damage
 from vidpipe.data.pixels import PixelConverter, PixelError, unconverted, write_resized
 from vidpipe.data.sampling import depends_on_length, sample_indices, window_ranges
 from vidpipe.data.skip_reason import OUT_OF_MEMORY, SkipReason, VideoReadError
-from vidpipe.data.video_file import ContradictionError, DecodedFrame, VideoFile, open_video
+from vidpipe.data.video_file import MAX_FRAME_PIXELS, ContradictionError, DecodedFrame, VideoFile, open_video
 from vidpipe.errors import VidpipeError
 
 # A video is unusable if more than this fraction of its frames, or of the wanted ones, is missing or damaged.
 MAX_DAMAGED_FRACTION = 0.1
 # The longest side of a stored frame, pixels: the limit of JPEG.
 MAX_FRAME_SIDE = 65500
+_MAX_UNTRUSTED_PIXELS = 2**25  # 8K, which is 7680 x 4320
 # Changes when the same file may give other frames or pixels than before.
 DECODER = "PyAV 2"
 
@@ -105,12 +106,13 @@ class VideoWindow:
     times_known: bool
 
 
-def read_clip(path: str, clip: ClipConfig) -> VideoClip:
+def read_clip(path: str, clip: ClipConfig, *, max_pixels: int = MAX_FRAME_PIXELS) -> VideoClip:
     """Decodes the frames selected by `clip`, cropped and resized.
 
     Args:
       path: a video file.
       clip: which frames, and their size.
+      max_pixels: of a frame of the video.
 
     Returns:
       The clip, with at least one frame. Damaged frames are left out.
@@ -119,7 +121,7 @@ def read_clip(path: str, clip: ClipConfig) -> VideoClip:
       VideoReadError: the file cannot be opened, has no video or no frame, is too large, or more than
         `MAX_DAMAGED_FRACTION` of its frames or of the wanted ones is missing or damaged.
     """
-    video_clip = _read_bgr(path, clip)
+    video_clip = _read_bgr(path, clip, max_pixels)
     for frame in video_clip.frames:
         cv2.cvtColor(frame, cv2.COLOR_BGR2RGB, dst=frame)
     return video_clip
@@ -127,6 +129,8 @@ def read_clip(path: str, clip: ClipConfig) -> VideoClip:
 
 def read_untrusted_clip(path: str, clip: ClipConfig) -> VideoClip:
     """Reads the clip of an untrusted file: while it is open, the process cannot open any other file.
+
+    Frames may be as large as 8K: decoding a larger one keeps a processor core busy for long.
 
     To FFmpeg a playlist is a video too, and it would open the files and addresses that the playlist names.
     Call this in a worker process: the limit applies to all threads of the process.
@@ -136,7 +140,7 @@ def read_untrusted_clip(path: str, clip: ClipConfig) -> VideoClip:
     os.close(next_descriptor)
     resource.setrlimit(resource.RLIMIT_NOFILE, (next_descriptor + 1, limits[1]))
     try:
-        return read_clip(path, clip)
+        return read_clip(path, clip, max_pixels=_MAX_UNTRUSTED_PIXELS)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
@@ -241,9 +245,9 @@ def limit_memory(megabytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, ((int(kib) << 10) + (megabytes << 20), resource.RLIM_INFINITY))
 
 
-def _read_bgr(path: str, clip: ClipConfig) -> VideoClip:
+def _read_bgr(path: str, clip: ClipConfig, max_pixels: int = MAX_FRAME_PIXELS) -> VideoClip:
     """Reads a clip as `read_clip` does, but with BGR frames, as OpenCV encodes them."""
-    with open_video(path) as file, _pixel_errors(path):
+    with open_video(path, max_pixels=max_pixels) as file, _pixel_errors(path):
         _check_loss(file)
         if file.order is not None:
             try:

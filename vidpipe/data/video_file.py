@@ -114,16 +114,23 @@ class VideoFile:
     """
 
     def __init__(
-        self, path: str, container: Any, stream: av.VideoStream, log: _Log, *, is_cut_riff: bool
+        self,
+        path: str,
+        container: Any,
+        stream: av.VideoStream,
+        log: _Log,
+        *,
+        is_cut_riff: bool,
+        max_pixels: int,
     ) -> None:
-        self.path = path
+        self.path, self._max_pixels = path, max_pixels
         self._is_cut_riff = is_cut_riff
         self.fps = float(stream.average_rate or stream.guessed_rate or 0)
         self.sample_aspect_ratio = Fraction(stream.sample_aspect_ratio or 1)
         self._container, self._stream, self._log = container, stream, log
         self._decoder = stream.codec_context
         self._decoder.thread_type, self._decoder.thread_count = "NONE", 1
-        self._decoder.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
+        self._decoder.options = {"max_pixels": str(max_pixels)}
         self._format = container.format.name.split(",")[0]
         self._time_base = float(stream.time_base)
         self._kept: list[av.Packet] | None = None
@@ -232,7 +239,7 @@ class VideoFile:
         else:
             # Not a seek to the start: not every container comes back to its first packet.
             self._container.close()
-            with _open_stream(self.path) as (container, stream):
+            with _open_stream(self.path, self._max_pixels) as (container, stream):
                 yield from enumerate(_demux(container, stream))
 
     def _packets_from(self, keyframe: int) -> Iterator[tuple[int, av.Packet]]:
@@ -336,8 +343,12 @@ class VideoFile:
 
 
 @contextmanager
-def open_video(path: str) -> Iterator[VideoFile]:
+def open_video(path: str, *, max_pixels: int = MAX_FRAME_PIXELS) -> Iterator[VideoFile]:
     """Opens a video for a block, and counts its packets.
+
+    Args:
+      path: the video.
+      max_pixels: of a frame; a video with larger ones is not read.
 
     Raises:
       VideoReadError: it cannot be opened, has no video, or was changed in the meantime. Errors of FFmpeg in
@@ -350,25 +361,25 @@ def open_video(path: str) -> Iterator[VideoFile]:
     with (
         _errors_as_video_errors(path),
         av.logging.Capture() as log,
-        _open_stream(path) as (container, stream),
+        _open_stream(path, max_pixels) as (container, stream),
     ):
-        yield VideoFile(path, container, stream, log, is_cut_riff=is_cut_riff)
+        yield VideoFile(path, container, stream, log, is_cut_riff=is_cut_riff, max_pixels=max_pixels)
     if _file_state(path) != state:
         raise VideoReadError(path, SkipReason.CHANGED, "was changed while it was read")
 
 
 @contextmanager
-def _open_stream(path: str) -> Iterator[tuple[Any, av.VideoStream]]:
+def _open_stream(path: str, max_pixels: int) -> Iterator[tuple[Any, av.VideoStream]]:
     # With "file:", a colon in the name is no address and a dash at its start no option.
     with av.open(f"file:{path}", options=_OPTIONS, **_METADATA) as container:
-        stream = _choose_stream(path, container)
+        stream = _choose_stream(path, container, max_pixels)
         for other in container.streams:
             if other is not stream:
                 other.discard = Discard.all
         yield container, stream
 
 
-def _choose_stream(path: str, container: Any) -> av.VideoStream:
+def _choose_stream(path: str, container: Any, max_pixels: int) -> av.VideoStream:
     """Returns the default video stream; of several ones the largest, as the ffmpeg command does."""
     pictures = [stream for stream in container.streams.video if stream.disposition & _NOT_A_VIDEO]
     videos = [stream for stream in container.streams.video if stream not in pictures]
@@ -387,7 +398,7 @@ def _choose_stream(path: str, container: Any) -> av.VideoStream:
 
     stream = max(decodable, key=rank)
     width = round(stream.width * (stream.sample_aspect_ratio or 1))
-    if max(width, stream.width) * stream.height > MAX_FRAME_PIXELS:
+    if max(width, stream.width) * stream.height > max_pixels:
         raise VideoReadError(
             path, SkipReason.TOO_LARGE, f"larger than the limit: {width} x {stream.height} pixels"
         )

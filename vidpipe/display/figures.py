@@ -6,7 +6,6 @@ Figures are drawn without pyplot, which keeps every figure in memory until it is
 import io
 import math
 import textwrap
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from vidpipe.data import input_pipeline
 from vidpipe.data.dataset import Dataset
 from vidpipe.data.sampling import clock
 from vidpipe.display.colours import SCHEMES
+from vidpipe.display.fonts import in_any_script
 from vidpipe.storage import files
 
 _DPI = 110
@@ -123,7 +123,7 @@ def _confusion_figure(
     num_classes = len(classes)
     numbered = num_classes <= _NUMBERED_CLASSES
     side = min(num_classes * (_NUMBERED_CELL if numbered else _NAMED_CELL), _LARGEST_MATRIX)
-    names = [name[:_NAME_CHARACTERS] for name in classes]
+    names = [_short(name) for name in classes]
     font_size = 8.0 if numbered else 6.5
     # A character is about 0.6 of its font size wide, and 72 points are an inch.
     margin = 0.5 + max(map(len, names)) * font_size * 0.6 / 72
@@ -232,14 +232,10 @@ def _in_both_schemes(draw: Callable[[Mapping[str, str]], Figure]) -> Picture:
         settings |= dict.fromkeys(("figure.facecolor", "axes.facecolor"), colours["card"])
         # Ids in an SVG are random without a salt.
         settings |= {"grid.color": colours["line"], "svg.hashsalt": "vidpipe"}
-        with (
-            mpl.rc_context(settings | {"axes.prop_cycle": cycler(color=series)}),
-            warnings.catch_warnings(),
-        ):
-            # A class name may use a script that the font lacks; the page has the name beside the figure.
-            warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        with mpl.rc_context(settings | {"axes.prop_cycle": cycler(color=series)}):
             figure, svg = draw(colours), io.BytesIO()
-            figure.savefig(svg, format="svg", metadata={"Date": None})
+            with in_any_script(figure):
+                figure.savefig(svg, format="svg", metadata={"Date": None})
         drawn[scheme] = svg.getvalue()
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
     return Picture(drawn["light"], drawn["dark"], width, height)
@@ -315,7 +311,7 @@ def timeline(
     for rank, index in enumerate(drawn):
         curve, colour = probabilities[:, index], f"C{rank}"
         peak = curve.argmax()
-        label = f"{curve[peak]:.2f} at {clock(middles[peak])}  {classes[index][:_NAME_CHARACTERS]}"
+        label = f"{curve[peak]:.2f} at {clock(middles[peak])}  {_short(classes[index])}"
         # Dots show few windows one by one; a single window makes no line.
         marker = "." if len(bounds) <= _DOTTED_WINDOWS else ""
         style = _LINE_STYLES[rank % len(_LINE_STYLES)]
@@ -378,13 +374,22 @@ def _clip_rows(clips: Sequence[tuple[str, str, np.ndarray]]) -> Figure:
     return figure
 
 
+def _short(name: str) -> str:
+    """Shortens a long name in its middle, since long names often begin alike."""
+    if len(name) <= _NAME_CHARACTERS:
+        return name
+    half = (_NAME_CHARACTERS - 1) // 2
+    return f"{name[: _NAME_CHARACTERS - 1 - half]}…{name[-half:]}"
+
+
 def _write_png(figure: Figure, path: Path) -> None:
-    with files.staged(path) as temporary:
+    with files.staged(path) as temporary, in_any_script(figure):
         figure.savefig(temporary, format="png")
 
 
 def _pixels(figure: Figure) -> np.ndarray:
     """Renders a figure: uint8 [H, W, 3], RGB."""
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with in_any_script(figure):
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

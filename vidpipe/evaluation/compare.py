@@ -12,6 +12,7 @@ import numpy as np
 from vidpipe.config import flatten
 from vidpipe.errors import VidpipeError, first_line
 from vidpipe.evaluation.significance import Interval, bootstrap_interval, holm, mcnemar, paired_interval
+from vidpipe.storage import files
 from vidpipe.training.run_folder import NOT_COMPARED, RunFolder, RunFolderError
 
 # Settings that are digests, and the setting that is shown for each.
@@ -178,9 +179,11 @@ def read_run(run_dir: str, split: str) -> EvaluatedRun:
             labels={row["video_id"]: row["label"] for row in rows},
             predictions={row["video_id"]: row["predicted"] for row in rows},
         )
-        is_complete = len(rows) == len(evaluated.labels) == metrics["num_clips"]
-        if not is_complete or abs(evaluated.is_correct.mean() - metrics["accuracy"]) > 1e-9:
-            raise ValueError("metrics.json and predictions.csv do not match")
+        changed = [
+            path.name
+            for path in (run.model, run.settings, folder.predictions)
+            if path.exists() and files.sha256_of(path) != metrics["sha256"].get(path.name)
+        ]
     except FileNotFoundError as error:
         raise CompareError(f"There is no {error.filename}. Evaluate the run first: {command}") from None
     except KeyError as error:
@@ -189,6 +192,10 @@ def read_run(run_dir: str, split: str) -> EvaluatedRun:
         raise CompareError(
             f"{folder.path} is corrupt ({first_line(error)}). Evaluate the run again: {command}"
         ) from None
+    if changed:
+        raise CompareError(
+            f"{run_dir}: {', '.join(changed)} changed after the evaluation. Evaluate the run again: {command}"
+        )
     return evaluated
 
 

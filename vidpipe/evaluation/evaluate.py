@@ -101,6 +101,11 @@ def evaluate(config: EvaluationConfig) -> Evaluation:
     )
     files.write_text(folder.classification_report, text)
     files.write_text(folder.report, evaluation_page(report))
+    metrics["sha256"] = {
+        path.name: files.sha256_of(path)
+        for path in (run.model, run.settings, folder.predictions)
+        if path.exists()
+    }
     # Last: a program that waits for it finds the other files.
     folder.write_metrics(metrics)
     return Evaluation(folder=folder, metrics=metrics, classification_report=text)

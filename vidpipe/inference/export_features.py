@@ -58,6 +58,8 @@ def export_features(
             f"Features cannot be written to {config.output}. Choose a local path with the suffix "
             f"{' or '.join(_WRITERS)}."
         )
+    with report_write_errors(config.output):
+        Path(config.output).parent.mkdir(parents=True, exist_ok=True)
     with (
         report_write_errors(config.output),
         open_dataset(config.data_dir, config.cache_dir) as dataset,

@@ -40,6 +40,8 @@ def replaced(path: str, is_export: Callable[[Path], bool]) -> Iterator[Path]:
             f"A model cannot be exported to {path}. Choose a local path and copy it from there."
         )
     old = Path(path)
+    with report_write_errors(path):
+        old.parent.mkdir(parents=True, exist_ok=True)
     if old.exists() and not is_export(old):
         raise ExportError(
             f"{path} exists and is not an export of this format by vidpipe. Choose another path, or "
@@ -63,8 +65,8 @@ def report_write_errors(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ExportError(
-            f"Cannot write {path} ({error.strerror}). Its folder must exist, be writable and have free "
-            "space; or choose another path."
+            f"Cannot write {path} ({error.strerror}). Its folder must be writable and have free space; or "
+            "choose another path."
         ) from error
 
 

@@ -12,12 +12,14 @@ from vidpipe.data import records
 from vidpipe.data.dataset import open_dataset
 from vidpipe.inference import export_check
 from vidpipe.inference.export_check import Batch, Check
-from vidpipe.inference.export_files import metadata_files, replaced
+from vidpipe.inference.export_files import ExportError, metadata_files, replaced
 from vidpipe.inference.portable_model import as_module, as_signature, portable_model, save_module
 from vidpipe.model.model_file import METADATA_NAME, ModelMetadata
 
 # Allowed difference of a probability. Typical differences are in BUILD_NOTES.md.
 TOLERANCE = 1e-5
+# TensorFlow matches the path of a SavedModel's variables as a pattern; of those with [] it finds nothing.
+_PATTERN_CHARACTERS = "[]*?\\"
 
 
 def export_saved_model(config: ExportConfig) -> list[Check]:
@@ -48,6 +50,11 @@ def export_saved_model(config: ExportConfig) -> list[Check]:
       EvaluateError, ModelError, ShardError: the dataset and the model do not belong together or cannot be
         read.
     """
+    if set(_PATTERN_CHARACTERS) & set(str(Path(config.output).resolve())):
+        raise ExportError(
+            f"TensorFlow cannot load a SavedModel from {config.output}: it takes {_PATTERN_CHARACTERS} in a "
+            "path for a pattern. Choose another path."
+        )
     with (
         replaced(config.output, _is_saved_model) as new,
         open_dataset(config.data_dir, config.cache_dir) as dataset,

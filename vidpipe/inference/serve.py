@@ -6,10 +6,12 @@ An upload is stored under a generated name, decoded in a separate process as an 
 import json
 import logging
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import waitress
@@ -25,7 +27,9 @@ from vidpipe.inference import predict, web_app
 _log = logging.getLogger(__name__)
 # Per process. A decoded clip is copied into this process, so the limit is lower than the converter's.
 _PROCESS_MEMORY_MB = 1024
+# Connections that only wait make room for new ones, so that nobody can keep the server busy by opening them.
 _CONNECTIONS_PER_THREAD = 8
+_REQUEST_SEC = 300  # for an upload of the default limit over 6 Mbit/s
 
 
 class ServeError(VidpipeError):
@@ -81,7 +85,8 @@ def open_server(
             app,
             sockets=[listener],
             threads=config.threads,
-            connection_limit=_CONNECTIONS_PER_THREAD * config.threads,
+            # _Channel keeps the number of connections below a lower limit.
+            connection_limit=2 * _CONNECTIONS_PER_THREAD * config.threads,
             # An upload slightly above the limit still reaches the app, which answers it. A larger one is
             # rejected by waitress.
             max_request_body_size=web_app.max_upload_bytes(config) + 2**20,
@@ -129,4 +134,31 @@ class _ErrorTask(ErrorTask):
 
 
 class _Channel(HTTPChannel):
+    """A connection, which is closed when a request takes too long to arrive or others need its place.
+
+    waitress closes connections that are silent, but not those that send a byte from time to time.
+    """
+
     error_task_class = _ErrorTask
+
+    def __init__(self, server: BaseWSGIServer, sock: socket.socket, *arguments: Any, **options: Any) -> None:
+        waiting = [channel for channel in server.active_channels.values() if not channel.requests]
+        if len(server.active_channels) >= _CONNECTIONS_PER_THREAD * server.adj.threads and waiting:
+            min(waiting, key=lambda channel: channel.waits_since).handle_close()
+        super().__init__(server, sock, *arguments, **options)
+        # When the connection was opened, the first byte of the request arrived, or the last answer was sent.
+        self.waits_since = time.monotonic()
+
+    def received(self, data: bytes) -> bool:
+        """Takes bytes of a request."""
+        if self.request is None:
+            self.waits_since = time.monotonic()
+        return bool(super().received(data))
+
+    def readable(self) -> bool:
+        """Whether more bytes may come; called about once a second."""
+        if self.requests:
+            self.waits_since = time.monotonic()
+        elif time.monotonic() - self.waits_since > _REQUEST_SEC:
+            self.will_close = True
+        return bool(super().readable())

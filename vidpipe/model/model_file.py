@@ -14,7 +14,7 @@ from pathlib import Path
 import keras
 
 from vidpipe.config import ClipConfig, ClipSpec, from_dict
-from vidpipe.errors import VidpipeError
+from vidpipe.errors import VidpipeError, first_line
 from vidpipe.model.fused import FusedModel
 from vidpipe.model.standardization import refresh_standardization
 from vidpipe.storage.files import commit
@@ -67,18 +67,49 @@ def load_model(path: Path) -> tuple[keras.Model, ModelMetadata]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            values = json.loads(archive.read(METADATA_NAME))
-        clip = from_dict(ClipConfig, values["clip"])
-        # Files of version 0.1 contain null for all stored frames.
-        num_frames = clip.resolve_num_frames(values["num_frames"])
-        metadata = ModelMetadata(tuple(values["classes"]), clip, num_frames)
-        return keras.saving.load_model(path, compile=False, safe_mode=True), metadata
+            corrupt = archive.testzip()
+            if corrupt is not None:
+                raise ValueError(f"its part {corrupt} has another checksum")
+            metadata = _read_metadata(archive)
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        _check_shapes(model, metadata)
+        return model, metadata
     except FileNotFoundError:
         raise ModelError(f"There is no trained model {path}. Train one with tools/train.py.") from None
-    except (KeyError, ValueError, TypeError, OSError, zipfile.BadZipFile, VidpipeError) as error:
+    except Exception as error:  # zipfile, zlib, h5py and Keras each have their own for a corrupt file
         raise ModelError(
-            f"{path} is corrupt or was not written by vidpipe ({error}). Restore the file, or train again."
+            f"{path} is corrupt or was not written by vidpipe ({first_line(error)}). Start its training "
+            "again, which makes it from a checkpoint, or restore the file."
         ) from error
+
+
+def _read_metadata(archive: zipfile.ZipFile) -> ModelMetadata:
+    """Reads the metadata of a model.
+
+    Raises:
+      KeyError, ValueError, TypeError, ConfigError: it is missing, or a value has another type or is out of
+      range.
+    """
+    values = json.loads(archive.read(METADATA_NAME))
+    classes, clip = values["classes"], from_dict(ClipConfig, values["clip"])
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("classes is not a list of names")
+    if values["num_frames"] is not None and type(values["num_frames"]) is not int:
+        raise ValueError(f"num_frames is {values['num_frames']!r}")
+    # Files of version 0.1 contain null for all stored frames.
+    return ModelMetadata(tuple(classes), clip, clip.resolve_num_frames(values["num_frames"]))
+
+
+def _check_shapes(model: keras.Model, metadata: ModelMetadata) -> None:
+    """Raises ValueError if a model's inputs and outputs are not those of its metadata."""
+    spec = metadata.spec
+    shapes = {
+        "frames": (model.input["frames"].shape[1:], (spec.num_frames, spec.height, spec.width, 3)),
+        "classes": (model.output.shape[1:], (len(metadata.classes),)),
+    }
+    for name, (found, described) in shapes.items():
+        if tuple(found) != described:
+            raise ValueError(f"its {name} have the shape {tuple(found)}, its metadata say {described}")
 
 
 def load_weights(model: FusedModel, path: Path, classes: tuple[str, ...]) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from vidpipe.config import fingerprint
 from vidpipe.errors import VidpipeError
 from vidpipe.storage import files
 
@@ -77,16 +78,20 @@ class EvaluationFolder:
         return self.path / "classification_report.txt"
 
     def read_metrics(self) -> dict[str, Any]:
-        """Reads metrics.json.
+        """Reads metrics.json, as it was given to `write_metrics`.
 
         Raises:
-          OSError, ValueError: it is missing or corrupt.
+          OSError, ValueError: it is missing, corrupt or edited.
         """
-        return _read_object(self.metrics)
+        metrics = _read_object(self.metrics)
+        recorded = metrics.pop("fingerprint", None)
+        if recorded != fingerprint(metrics):
+            raise ValueError(f"{self.metrics.name} was changed, or another version wrote it")
+        return metrics
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Writes metrics.json."""
-        _write_object(self.metrics, metrics)
+        """Writes metrics.json, with a `fingerprint` of its content."""
+        _write_object(self.metrics, {**metrics, "fingerprint": fingerprint(metrics)})
 
     def read_predictions(self) -> list[dict[str, str]]:
         """Reads the rows of predictions.csv.
