@@ -73,10 +73,12 @@ def test_clips_with_different_predictions_are_written(save_run: Callable[..., st
         rows = list(csv.DictReader(file))
     assert [row["video_id"] for row in rows] == [*VIDEO_IDS[:6], *VIDEO_IDS[8:]]
     assert rows[0] == {
-        "video_id": VIDEO_IDS[0], "label": "a", "one": "a", "runs/<b>two</b>": "b", "three": "a",
+        "video_id": VIDEO_IDS[0], "label": "a",
+        "predicted(one)": "a", "predicted(runs/<b>two</b>)": "b", "predicted(three)": "a",
     }  # fmt: skip
     assert rows[-1] == {
-        "video_id": VIDEO_IDS[9], "label": "b", "one": "a", "runs/<b>two</b>": "a", "three": "b",
+        "video_id": VIDEO_IDS[9], "label": "b",
+        "predicted(one)": "a", "predicted(runs/<b>two</b>)": "a", "predicted(three)": "b",
     }  # fmt: skip
     assert sorted(path.name for path in written.parent.iterdir()) == ["comparison.html", "differences.csv"]
 

@@ -204,6 +204,16 @@ def test_a_run_without_a_model_or_with_other_classes_leaves_no_export(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["a[1]/1", "a]", "x*", "x?"])
+def test_a_path_from_which_tensorflow_cannot_load_is_rejected(
+    tmp_path: Path, export_config: Config, name: str
+) -> None:
+    path = tmp_path / name
+    with pytest.raises(ExportError, match=r"^TensorFlow cannot load a SavedModel from .* for a pattern"):
+        export_saved_model.export_saved_model(export_config(tmp_path, path, "saved_model"))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -38,7 +38,7 @@ def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise tf.errors.ResourceExhaustedError(None, None, "{{function_node}} No space left")
 
     monkeypatch.setattr(tf.saved_model, "save", fail)
-    message = rf"^Cannot write {tmp_path}/1 \(No space left on device\)\. Its folder must exist"
+    message = rf"^Cannot write {tmp_path}/1 \(No space left on device\)\. Its folder must be writable"
     with (
         pytest.raises(ExportError, match=message),
         replaced(f"{tmp_path}/1", _is_saved_model) as new,

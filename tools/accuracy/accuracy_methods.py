@@ -138,6 +138,7 @@ def fit_random_frames(data: Data, seed: int, run_dir: Path, *, temporal_crops: i
 def fit_fine_tuned(data: Data, seed: int, run_dir: Path, *, block: str, augment: str = "none") -> np.ndarray:
     """Trains the recipe `fine_tune` from the motion run of the same seed; evaluates it on frames."""
     from vidpipe.evaluation.evaluate import evaluate
+    from vidpipe.storage.files import probability_column
     from vidpipe.training.run_folder import RunFolder
     from vidpipe.training.train import train
 
@@ -148,7 +149,8 @@ def fit_fine_tuned(data: Data, seed: int, run_dir: Path, *, block: str, augment:
     train(replace(config, init_from=str(frozen), augment=augment))
     evaluate(EvaluationConfig(run_dir=str(run_dir), data_dir=data.dataset.data_dir))
     rows = RunFolder(run_dir).evaluation("test").read_predictions()
-    return np.array([[float(row[name]) for name in data.dataset.classes] for row in rows])
+    columns = [probability_column(name) for name in data.dataset.classes]
+    return np.array([[float(row[name]) for name in columns] for row in rows])
 
 
 def run_config(recipe: str, data: Data, seed: int, run_dir: Path, **model: Any) -> TrainConfig:

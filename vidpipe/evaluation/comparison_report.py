@@ -71,10 +71,11 @@ def write(comparison: Comparison, output_dir: str) -> Path:
     folder, runs = Path(output_dir), comparison.runs
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        columns = ["video_id", "label", *(run.name for run in runs)]
+        column_of = {run.name: f"predicted({run.name})" for run in runs}
+        columns = ["video_id", "label", *column_of.values()]
         with files.staged_csv(folder / "differences.csv", columns) as writer:
             for clip in comparison.disagreements:
-                predictions = {run.name: run.predictions[clip] for run in runs}
+                predictions = {column_of[run.name]: run.predictions[clip] for run in runs}
                 writer.writerow({"video_id": clip, "label": runs[0].labels[clip]} | predictions)
         path = folder / "comparison.html"
         html = page.render("compare.html.j2", comparison=comparison, notes=notes(comparison))
