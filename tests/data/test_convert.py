@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -477,6 +478,25 @@ def test_a_full_disk_is_reported_and_the_conversion_resumes(
     for name in ("out", "complete"):
         convert.convert(conversion(tmp_path / name, encoding="raw"))
     assert committed_bytes(tmp_path / "out") == committed_bytes(tmp_path / "complete")
+
+
+@pytest.mark.usefixtures("in_process")
+def test_records_of_killed_conversions_are_deleted(
+    tmp_path: Path, conversion: MakeConversion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not those of a conversion that runs, or that has just begun; and none is left by this one."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    killed, running, begun = (tmp_path / f"vidpipe-records-{name}" for name in ("killed", "running", "begun"))
+    for folder in (killed, running, begun):
+        folder.mkdir()
+        (folder / "record").write_bytes(b"0")
+        if folder is not begun:
+            os.utime(folder, (0, 0))
+    with FileLock(running / "lock"):
+        os.utime(running, (0, 0))
+        convert.convert(conversion(tmp_path / "out"))
+    assert sorted(tmp_path.glob("vidpipe-*")) == [begun, running]
+    assert (running / "record").exists()
 
 
 def test_a_folder_with_another_dataset_is_rejected(conversion: MakeConversion, data_dir: str) -> None:

@@ -246,7 +246,7 @@ def test_the_consequence_of_another_length_is_said(
     """2 epochs of 5 steps and then 4: of half a cosine from 1 to 0, the first half was at twice the speed."""
     optimizer = OptimizerConfig(learning_rate=1.0, schedule="cosine")
     config = train_config(tmp_path, epochs=4, optimizer=optimizer)
-    earlier = EarlierRun({"epochs": 2}, num_steps=10, history=[], metrics=None)
+    earlier = EarlierRun({"epochs": 2}, num_steps=10, history=[], repairs=[], metrics=None)
     caplog.set_level(logging.INFO)
     train._log_other_length(config, earlier, steps_per_epoch=5)
     last = 0.5 * (1 + math.cos(math.pi * 9 / 10))
@@ -255,7 +255,7 @@ def test_the_consequence_of_another_length_is_said(
     assert f"{0.5:.2g} in the next step, {last:.2g} in the last one" in second
     caplog.clear()
     for same in ({"epochs": 4}, {"epochs": 2}):
-        train._log_other_length(config, EarlierRun(same, 0, [], None), steps_per_epoch=5)
+        train._log_other_length(config, EarlierRun(same, 0, [], [], None), steps_per_epoch=5)
     constant = dataclasses.replace(config, optimizer=OptimizerConfig())
     train._log_other_length(constant, earlier, steps_per_epoch=5)
     assert caplog.messages == ["The run goes on with epochs=4 instead of 2."]
@@ -275,11 +275,14 @@ def test_a_finished_run_needs_no_lock(finished: RunFolder, train_config: MakeCon
         assert train.train(train_config(finished.path)).metrics == finished.read_metrics()
 
 
-def test_a_damaged_model_is_made_again(tmp_path: Path, finished: RunFolder, train_config: MakeConfig) -> None:
+def test_a_damaged_model_is_made_again(
+    tmp_path: Path, finished: RunFolder, train_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
     run_dir = Path(shutil.copytree(finished.path, tmp_path / "run"))
     model = RunFolder(run_dir).model
     model.write_bytes(model.read_bytes()[:-100])
     assert train.train(train_config(run_dir)).metrics == finished.read_metrics()
+    assert f"{run_dir}: missing, corrupt or edited: model.keras; writing again" in caplog.text
     for ours, theirs in zip(_weights(run_dir), _weights(finished.path), strict=True):
         assert (ours == theirs).all()
 

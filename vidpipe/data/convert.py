@@ -10,7 +10,9 @@ import itertools
 import logging
 import os
 import posixpath
+import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
-from filelock import Timeout
+from filelock import FileLock, Timeout
 
 from vidpipe.config import SPLITS, ConversionConfig, differences
 from vidpipe.data import conversion_state, shards, video
@@ -42,6 +44,7 @@ from vidpipe.storage import files, remote
 
 MakeShards = Callable[["Sequence[ShardPlan]", ConversionConfig, Sequence[str], ReadEncodedClip], None]
 
+_RECORDS_PREFIX, _LOCK_NAME, _FRESH_SEC = "vidpipe-records-", "lock", 60
 _NOT_FOUND = Failure(SkipReason.NOT_FOUND, "not found under video_dir")
 _log = logging.getLogger(__name__)
 
@@ -162,13 +165,29 @@ def make_shards_here(
         memory_mb=config.worker_memory_mb,
     )
     with (
-        tempfile.TemporaryDirectory(prefix="vidpipe-") as temporary_dir,
+        _records_dir() as records_dir,
         pool,
         Progress("Converting", total, "videos") as progress,
     ):
-        results = _counted(_read_in_order(pool, plans, config, classes, read, temporary_dir), progress)
+        results = _counted(_read_in_order(pool, plans, config, classes, read, records_dir), progress)
         for plan in plans:
             _write_shard(plan, itertools.islice(results, len(plan.rows)), config)
+
+
+@contextlib.contextmanager
+def _records_dir() -> Iterator[str]:
+    """Yields a folder for records between the processes, after deleting those of killed conversions."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_RECORDS_PREFIX}*"):
+        # Not one that another conversion has just made and not locked yet. Others' folders are left alone.
+        with contextlib.suppress(OSError, Timeout):
+            if time.time() - left.stat().st_mtime > _FRESH_SEC:
+                with FileLock(left / _LOCK_NAME, timeout=0):
+                    shutil.rmtree(left)
+    with (
+        tempfile.TemporaryDirectory(prefix=_RECORDS_PREFIX) as folder,
+        FileLock(Path(folder) / _LOCK_NAME),
+    ):
+        yield folder
 
 
 def _convert_locked(
@@ -208,7 +227,7 @@ def _read_in_order(
     config: ConversionConfig,
     classes: Sequence[str],
     read: ReadEncodedClip,
-    temporary_dir: str,
+    records_dir: str,
 ) -> Iterator[_Result]:
     """Yields the result of every planned video, in order."""
     video_dir = Path(config.manifest.video_dir)
@@ -223,7 +242,7 @@ def _read_in_order(
     def arguments(request: _Request) -> tuple[Any, ...]:
         row = request.row
         how = (read, str(video_dir / row.path), config.clip, config.encoding, config.jpeg_quality)
-        return *how, labels[row.label_name], row.label_name, row.video_id, temporary_dir
+        return *how, labels[row.label_name], row.label_name, row.video_id, records_dir
 
     results = pool.read_in_order(read_record, requests(), arguments)
     for row in rows:

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,7 +80,7 @@ def read_record(
       VideoReadError, OSError, MemoryError: as `read` raises them.
     """
     encoded = read(path, clip, encoding, jpeg_quality)
-    example = encode_clip(
+    parts = clip_parts(
         encoded.encoded_frames,
         frame_indices=encoded.frame_indices,
         label=label,
@@ -91,13 +92,19 @@ def read_record(
     )
     path = f"{temporary_dir}/{uuid.uuid4().hex}"
     try:
-        Path(path).write_bytes(example)
+        with Path(path).open("wb") as file:
+            file.writelines(parts)
     except OSError as error:
         raise TemporaryFileError(f"Cannot write to {temporary_dir}: {error.strerror}") from None
     return ClipRecord(path, len(encoded.encoded_frames), encoded.info)
 
 
-def encode_clip(
+def encode_clip(encoded_frames: Sequence[bytes], **fields: Any) -> bytes:
+    """Serializes one clip: the `clip_parts`, joined."""
+    return b"".join(clip_parts(encoded_frames, **fields))
+
+
+def clip_parts(
     encoded_frames: Sequence[bytes],
     *,
     frame_indices: np.ndarray,
@@ -107,8 +114,8 @@ def encode_clip(
     encoding: str,
     height: int,
     width: int,
-) -> bytes:
-    """Serializes one clip.
+) -> list[bytes]:
+    """Serializes one clip, without copying its frames.
 
     Args:
       encoded_frames: n frames, each encoded by `video.encode_frame`; no padding.
@@ -121,14 +128,13 @@ def encode_clip(
       width: width of each frame in pixels.
 
     Returns:
-      A serialized tf.train.SequenceExample; the same input gives the same bytes.
+      The parts of a serialized tf.train.SequenceExample; the same input gives the same bytes.
     """
     texts = {LABEL_NAME: label_name, FILE_NAME: video_id, FORMAT: encoding}
     numbers = {LABEL: label, HEIGHT: height, WIDTH: width, SCHEMA: SCHEMA_VERSION}
     context = {key: _bytes_feature(text.encode()) for key, text in texts.items()}
     context |= {key: _int64_feature(number) for key, number in numbers.items()}
     indices = b"".join(_field(1, _int64_feature(index)) for index in frame_indices.tolist())
-    # The frames are copied once: a nested message with all of them would be copied at every level.
     frames = [part for frame in encoded_frames for part in (_frame_header(len(frame)), frame)]
     num_bytes = sum(map(len, frames))
     key, other = _field(1, FRAMES.encode()), _map({FRAME_INDICES: indices})
@@ -136,7 +142,7 @@ def encode_clip(
     entry_header = _header(1, len(key) + len(value_header) + num_bytes)
     start = entry_header + key + value_header
     steps_header = _header(2, len(start) + num_bytes + len(other))
-    return b"".join([_field(1, _map(context)), steps_header, start, *frames, other])
+    return [_field(1, _map(context)), steps_header, start, *frames, other]
 
 
 # The wire format of tensorflow/core/example/{feature,example}.proto, written here: the protobuf library

@@ -164,12 +164,15 @@ class VideoFile:
         """
         assert self.order is not None
         index_of = dict(zip(self.order[indices].tolist(), indices.tolist(), strict=True))
+        may_skip, is_skipping = self.codec in _SKIPPING_DECODERS, False
+        self._decoder.skip_frame = "DEFAULT"
         for keyframe, numbers in self._by_keyframe(index_of).items():
             wanted, missing, last = set(numbers), set(numbers), max(numbers)
             self._decoder.flush_buffers()
             for number, packet in self._packets_from(keyframe):
-                if self.codec in _SKIPPING_DECODERS:
-                    self._decoder.skip_frame = "DEFAULT" if number in wanted else "NONREF"
+                if may_skip and is_skipping == (number in wanted):
+                    is_skipping = not is_skipping
+                    self._decoder.skip_frame = "NONREF" if is_skipping else "DEFAULT"
                 pictures = self._pictures(packet, number)
                 if number == last:
                     pictures += self._pictures(None)
@@ -269,19 +272,16 @@ class VideoFile:
         num_listed, num_reports = len(self._stream.index_entries), len(self._log)
         is_vp8 = self.codec == "vp8"
         has_vops = self._format == "avi" and self.codec == "mpeg4"
-        pts, dts, is_keyframe, is_shown, positions = [], [], [], [], []
-        is_suspect, is_b_frame = [], []
-        kept, kept_bytes = [], 0
+        columns, is_b_frame = [], []
+        kept, kept_bytes, log = [], 0, self._log
         for packet in _demux(self._container, self._stream):
-            pts.append(packet.pts)
-            dts.append(packet.dts)
-            is_keyframe.append(packet.is_keyframe)
             # VP8 stores frames that are only referred to as packets; the bit tells (RFC 6386, 9.1).
-            is_shown.append(not packet.is_discard and not (is_vp8 and not memoryview(packet)[0] & 0x10))
-            positions.append(packet.pos)
-            has_reports = len(self._log) > num_reports and self._reports_damage(num_reports)
-            is_suspect.append(packet.is_corrupt or has_reports)
-            num_reports = len(self._log)
+            is_shown = not packet.is_discard and not (is_vp8 and not memoryview(packet)[0] & 0x10)
+            is_suspect = packet.is_corrupt
+            if len(log) > num_reports:
+                is_suspect |= self._reports_damage(num_reports)
+                num_reports = len(log)
+            columns.append((packet.pts, packet.dts, packet.is_keyframe, is_shown, packet.pos, is_suspect))
             if has_vops:
                 is_b_frame.append(is_b_vop(bytes(memoryview(packet)[:VOP_HEADER_BYTES])))
             kept_bytes += packet.size
@@ -289,21 +289,22 @@ class VideoFile:
                 kept.append(packet)
             else:
                 kept.clear()
-        if not pts:
+        if not columns:
             raise VideoReadError(self.path, SkipReason.NO_FRAMES, "has a video stream without frames")
         self._kept = kept or None
+        pts, dts, keyframes, shown, positions, suspects = zip(*columns, strict=True)
         packets = Packets(
             pts=np.array(pts, np.float64) * self._time_base,
             dts=np.array(dts, np.float64) * self._time_base,
-            is_keyframe=np.array(is_keyframe),
-            is_shown=np.array(is_shown),
+            is_keyframe=np.array(keyframes),
+            is_shown=np.array(shown),
             position=np.array([-1 if position is None else position for position in positions]),
-            is_suspect=np.array(is_suspect),
+            is_suspect=np.array(suspects),
         )
         order = None
         if self._format in _SEEKABLE_FORMATS:
             order = packets.presentation_order()
-        elif has_vops and is_keyframe[0] and None not in is_b_frame:
+        elif has_vops and keyframes[0] and None not in is_b_frame:
             order = order_of_vops(np.array(is_b_frame))
         loss = self._find_loss(packets, num_listed, ended_early=self._reports_damage(num_reports))
         # What follows a gap may refer to what is missing, which only decoding in order takes into account.

@@ -5,7 +5,6 @@ history.csv or metrics.json were cut or edited. model.keras can be made again fr
 epoch.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,6 @@ from vidpipe.training.checkpoint import read_state
 from vidpipe.training.epoch_selection import is_out_of_patience, run_metrics
 from vidpipe.training.run_folder import MAY_CHANGE, RunFolder, RunFolderError
 
-_log = logging.getLogger(__name__)
 # What config.json has besides the settings of a start; `earlier_epochs` are those of starts before the last.
 _OF_ALL_STARTS = ("resolved_batch_size", "caches_features", "earlier_epochs")
 
@@ -28,6 +26,7 @@ class EarlierRun:
       settings: the content of config.json at its last checkpoint.
       num_steps: optimizer steps so far.
       history: a row per finished epoch.
+      repairs: a line for each file that has to be made again.
       metrics: the content of metrics.json where the run is finished with the settings of the new start and
         its files are intact; otherwise None.
     """
@@ -35,6 +34,7 @@ class EarlierRun:
     settings: dict[str, Any]
     num_steps: int
     history: list[dict[str, Any]]
+    repairs: list[str]
     metrics: dict[str, Any] | None
 
     def resolved_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def read_earlier_run(folder: RunFolder, settings: Mapping[str, Any]) -> EarlierR
     state = read_state(folder)
     if state is None:
         return _without_checkpoints(folder, settings)
-    earlier = _settings(folder, state.get("settings") or {})
+    earlier, repairs = _settings(folder, state.get("settings") or {})
     _check_settings(folder, earlier, settings)
     history: list[dict[str, Any]] = state["history"]
     if history and history[-1]["epoch"] > settings["epochs"]:
@@ -75,10 +75,11 @@ def read_earlier_run(folder: RunFolder, settings: Mapping[str, Any]) -> EarlierR
         )
     metrics = None
     if _has_ended(history, settings):
-        metrics = run_metrics(history)
-        if not _agrees(folder, history, metrics):
-            metrics = None
-    return EarlierRun(earlier, state["step"], history, metrics)
+        expected = run_metrics(history)
+        repairs += _damaged_results(folder, history, expected)
+        if folder.is_finished and not repairs:
+            metrics = expected
+    return EarlierRun(earlier, state["step"], history, repairs, metrics)
 
 
 def _without_checkpoints(folder: RunFolder, settings: Mapping[str, Any]) -> EarlierRun | None:
@@ -118,27 +119,23 @@ def _without_checkpoints(folder: RunFolder, settings: Mapping[str, Any]) -> Earl
             f"{folder.path} ended after {metrics['epochs']} epochs and has no checkpoint, so it cannot go on "
             f"to epochs={settings['epochs']}, patience={settings['patience']}. Choose another run_dir."
         )
-    return EarlierRun(earlier, 0, known, metrics)
+    return EarlierRun(earlier, 0, known, [], metrics)
 
 
-def _settings(folder: RunFolder, recorded: dict[str, Any]) -> dict[str, Any]:
+def _settings(folder: RunFolder, recorded: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Reads the settings of the run from its checkpoint, or from config.json where that has none."""
+    again = f"{folder.settings} is missing, corrupt or edited; writing it again from the checkpoint."
     try:
         found = folder.read_settings()
     except (FileNotFoundError, RunFolderError) as error:
         if not recorded:
             reason = f"There is no {folder.settings}." if isinstance(error, FileNotFoundError) else str(error)
             raise RunFolderError(f"{reason} Choose another run_dir.") from None
-        _log.warning("%s is missing or corrupt; writing it again from the checkpoint.", folder.settings)
-        return recorded
-    edited = differences(found, recorded, ignored=(*MAY_CHANGE, *_OF_ALL_STARTS)) if recorded else []
-    if edited:
-        _log.warning(
-            "%s was changed by hand; writing it again from the checkpoint (%s).",
-            folder.settings,
-            "; ".join(edited),
-        )
-    return recorded or found
+        return recorded, [again]
+    if not recorded:
+        return found, []
+    is_edited = bool(differences(found, recorded, ignored=(*MAY_CHANGE, *_OF_ALL_STARTS)))
+    return recorded, [again] if is_edited else []
 
 
 def _check_settings(folder: RunFolder, earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -161,26 +158,23 @@ def _has_ended(history: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
     return history[-1]["epoch"] >= settings["epochs"] or is_out_of_patience(history, settings["patience"])
 
 
-def _agrees(folder: RunFolder, history: list[dict[str, Any]], metrics: dict[str, Any]) -> bool:
-    """Whether the files of an ended run agree with its checkpoint; warns of each that does not."""
+def _damaged_results(folder: RunFolder, history: list[dict[str, Any]], metrics: dict[str, Any]) -> list[str]:
+    """Returns a line if files of an ended run do not agree with its checkpoint."""
     if not folder.is_finished:
-        return False
-    found: list[str] = []
+        return []  # they are being written
     try:
-        if folder.read_metrics() != metrics:
-            found.append(folder.metrics.name)
+        has_metrics = folder.read_metrics() == metrics
     except RunFolderError:
-        found.append(folder.metrics.name)
-    if _history_or_none(folder) != history:
-        found.append(folder.history.name)
-    if not folder.has_intact_model:
-        found.append(folder.model.name)
-    if found:
-        _log.warning(
-            "%s of %s are missing, corrupt or changed; making them again from the checkpoints.",
-            ", ".join(found), folder.path,
-        )  # fmt: skip
-    return not found
+        has_metrics = False
+    intact = {
+        folder.metrics.name: has_metrics,
+        folder.history.name: _history_or_none(folder) == history,
+        folder.model.name: folder.has_intact_model,
+    }
+    damaged = ", ".join(name for name, is_intact in intact.items() if not is_intact)
+    if not damaged:
+        return []
+    return [f"{folder.path}: missing, corrupt or edited: {damaged}; writing again from the checkpoints."]
 
 
 def _history_or_none(folder: RunFolder) -> list[dict[str, Any]] | None:

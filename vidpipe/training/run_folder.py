@@ -51,6 +51,11 @@ class RunFolderError(TrainError):
     """A run folder holds another run, or one of its files cannot be read."""
 
 
+def cannot_write(run_dir: str | Path, error: OSError) -> TrainError:
+    """Makes the error of a run folder that cannot be written."""
+    return TrainError(f"Cannot write to {run_dir}: {error.strerror}. Its present content is kept.")
+
+
 @dataclass(frozen=True)
 class EvaluationFolder:
     """The files of an evaluation, `eval_SPLIT/` of a run."""
@@ -192,14 +197,17 @@ class RunFolder:
 
         Raises:
           RunFolderError: another training is writing to it.
+          TrainError: it cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             held = FileLock(self.path / ".lock").acquire(timeout=0)
         except Timeout:
             raise RunFolderError(
                 f"Another training is writing to {self.path}. Wait for it, or choose another run_dir."
             ) from None
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
         with held:
             yield
 

@@ -33,7 +33,7 @@ from vidpipe.training.epoch_steps import EpochSteps
 from vidpipe.training.loop import Loop
 from vidpipe.training.optimizer import LearningRate
 from vidpipe.training.precision import dtype_policy, resolve_precision
-from vidpipe.training.run_folder import RunFolder, TrainError
+from vidpipe.training.run_folder import RunFolder, TrainError, cannot_write
 from vidpipe.training.run_log import SHOWN_CLIPS, RunLog
 from vidpipe.training.step import balanced_class_weights
 from vidpipe.training.stop_signal import StopSignal, stop_signal
@@ -74,8 +74,7 @@ def train(config: TrainConfig) -> TrainResult:
         settings = _run_settings(config, dataset)
         if folder.is_finished and (result := _finished(folder, settings)) is not None:
             return result  # without the lock: the folder may be read-only
-        is_chief = distribution.is_chief(strategy)
-        with _named_failures(config, strategy), folder.lock() if is_chief else nullcontext():
+        with folder.lock() if distribution.is_chief(strategy) else nullcontext():
             earlier = read_earlier_run(folder, settings)
             if earlier is not None and earlier.metrics is not None:
                 return TrainResult(folder.path, earlier.metrics)  # another training has just ended
@@ -123,6 +122,8 @@ def _train(
         f" on {num_replicas} replicas" if num_replicas > 1 else "",
     )  # fmt: skip
     if earlier is not None:
+        for repair in earlier.repairs:
+            _log.warning("%s", repair)
         _log_other_length(config, earlier, steps_per_epoch=-(-batches.num_clips // batch_size))
         settings = earlier.resolved_settings(settings)
     settings = {
@@ -130,14 +131,15 @@ def _train(
         "resolved_batch_size": batch_size,
         "caches_features": trainee.model is fused.trained,
     }
-    if distribution.is_chief(strategy):
-        folder.metrics.unlink(missing_ok=True)  # it marks a finished run, which this one is no longer
-        folder.write_settings(settings)
-    with distribution.chief_watched(strategy), stop_signal() as stop:
-        metrics = _run_loop(
-            config, dataset, trainee, batches, settings=settings, num_frames=num_frames, stop=stop
-        )
-    return TrainResult(folder.path, metrics)
+    with _named_failures(config, strategy):
+        if distribution.is_chief(strategy):
+            folder.metrics.unlink(missing_ok=True)  # it marks a finished run, which this one is no longer
+            folder.write_settings(settings)
+        with distribution.chief_watched(strategy), stop_signal() as stop:
+            metrics = _run_loop(
+                config, dataset, trainee, batches, settings=settings, num_frames=num_frames, stop=stop
+            )
+        return TrainResult(folder.path, metrics)
 
 
 def _log_other_length(config: TrainConfig, earlier: EarlierRun, *, steps_per_epoch: int) -> None:
@@ -303,6 +305,4 @@ def _named_failures(config: TrainConfig, strategy: tf.distribute.Strategy) -> It
             f"A worker is gone ({first_line(error)}). {distribution.RESTART}"
         ) from error
     except OSError as error:
-        raise TrainError(
-            f"Cannot write to {config.run_dir}: {error.strerror}. Its present content is kept."
-        ) from error
+        raise cannot_write(config.run_dir, error) from error
