@@ -112,7 +112,7 @@ def read_shard_state(output_dir: str, plan: ShardPlan) -> tuple[ShardInfo, list[
 def source_state(video_dir: str, row: VideoRow) -> SourceState:
     """Returns the state of a video file, from which a later run detects that the file has changed."""
     try:
-        stat = (Path(video_dir) / row.path).stat() if row.path else None
+        stat = Path(video_dir, row.path).stat() if row.path else None
     except OSError:
         stat = None
     return [stat.st_size, stat.st_mtime_ns] if stat else None

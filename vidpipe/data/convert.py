@@ -230,18 +230,18 @@ def _read_in_order(
     records_dir: str,
 ) -> Iterator[_Result]:
     """Yields the result of every planned video, in order."""
-    video_dir = Path(config.manifest.video_dir)
+    video_dir = config.manifest.video_dir.rstrip("/") or "/"
     rows = [row for plan in plans for row in plan.rows]
     labels = {name: index for index, name in enumerate(classes)}
 
     def requests() -> Iterator[_Request]:
         for row in rows:
             if row.path:
-                yield _Request(row, conversion_state.source_state(str(video_dir), row))
+                yield _Request(row, conversion_state.source_state(video_dir, row))
 
     def arguments(request: _Request) -> tuple[Any, ...]:
         row = request.row
-        how = (read, str(video_dir / row.path), config.clip, config.encoding, config.jpeg_quality)
+        how = (read, f"{video_dir}/{row.path}", config.clip, config.encoding, config.jpeg_quality)
         return *how, labels[row.label_name], row.label_name, row.video_id, records_dir
 
     results = pool.read_in_order(read_record, requests(), arguments)
@@ -293,7 +293,7 @@ def _video_row(result: _Result, shard: str, position: int) -> dict[str, Any]:
         common
         | {"status": "ok", "shard": shard, "position": position}
         | {"frames_kept": result.value.frames_kept}
-        | dataclasses.asdict(result.value.info)
+        | vars(result.value.info)
     )
 
 

@@ -107,7 +107,8 @@ def _check_names(rows: Sequence[VideoRow]) -> None:
     """Raises if a name cannot be written to a line of text; warns of classes that look like a formula."""
     for row in rows:
         for what, name in (("class", row.label_name), ("video", row.video_id), ("group", row.group)):
-            if any(unicodedata.category(letter) in _UNWRITABLE for letter in name):
+            # Joiners of some scripts are not printable, but harmless.
+            if not name.isprintable() and any(unicodedata.category(each) in _UNWRITABLE for each in name):
                 raise ManifestError(
                     f"The name of the {what} {name!a} has a line break, a control character, or bytes "
                     "that are not UTF-8. Rename it."
