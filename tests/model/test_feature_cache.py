@@ -157,8 +157,8 @@ def test_the_second_run_reads(
 def test_features_of_other_weights_are_computed_beside_the_shards(
     build: Build, dataset: Dataset, tmp_path: Path
 ) -> None:
-    """The shards' folder is the default."""
-    copy = shutil.copytree(dataset.data_dir, tmp_path / "records")
+    ignored = shutil.ignore_patterns("features")
+    copy = shutil.copytree(dataset.data_dir, tmp_path / "records", ignore=ignored)
     dataset = replace(dataset, data_dir=str(copy), read_dir=str(copy))
     tables = [
         cached_features(

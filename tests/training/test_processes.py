@@ -24,14 +24,14 @@ import dataclasses, os, signal
 from conftest import shallow_vgg16
 from vidpipe.config import ModelConfig, OptimizerConfig, TrainConfig
 from vidpipe.model.backbone import BACKBONES
-from vidpipe.training import loop, train
+from vidpipe.training import saved_state, train
 BACKBONES["vgg16"] = dataclasses.replace(BACKBONES["vgg16"], application=shallow_vgg16)
-save = loop.save_checkpoint
+save = saved_state.save_checkpoint
 def save_then_die(folder, *, step, **rest):
     save(folder, step=step, **rest)
     if step == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-loop.save_checkpoint = save_then_die
+saved_state.save_checkpoint = save_then_die
 train.train({config!r})
 """
 KINDS = [
