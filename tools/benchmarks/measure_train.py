@@ -147,13 +147,13 @@ def vidpipe_job(video_dir: str, videos: Sequence[VideoRow], clip: ClipConfig) ->
     _load_quiet_tensorflow()
     from vidpipe.data import convert
     from vidpipe.model import feature_cache
-    from vidpipe.training import loop, train
+    from vidpipe.training import saved_state, train
     from vidpipe.training.run_folder import RunFolder
 
     with (
         tempfile.TemporaryDirectory() as folder,
         _recorded_calls(feature_cache, "cached_features") as cached,
-        _recorded_calls(loop, "save_checkpoint") as saved,
+        _recorded_calls(saved_state, "save_checkpoint") as saved,
     ):
         data_dir, run_dir = f"{folder}/records", f"{folder}/run"
         config = _RECIPE.train_config(data_dir=data_dir, run_dir=run_dir)
