@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vidpipe import command_line
 from vidpipe.config import PredictionConfig, setting
-from vidpipe.data.sampling import clock
 from vidpipe.inference.video_files import find_videos
 from vidpipe.progress import Progress
 
@@ -79,6 +78,7 @@ def _print_predictions(config: PredictionConfig, videos: list[str], as_json: boo
 
 def _print_timelines(config: PredictionConfig, videos: list[str], as_json: bool) -> int:
     """Prints when each class leads; returns the number of videos that could not be read to their end."""
+    from vidpipe.data.sampling import clock
     from vidpipe.inference import timeline
 
     num_failed = 0
