@@ -72,7 +72,7 @@ def _evaluated(run_dir: Path, data: accuracy_data.Data, temporal_crops: int = 1)
         run_dir=str(run_dir), data_dir=data.dataset.data_dir, temporal_crops=temporal_crops
     )
     rows = evaluate.evaluate(config).folder.read_predictions()
-    return np.array([[float(row[name]) for name in data.dataset.classes] for row in rows])
+    return np.array([[float(row[f"p({name})"]) for name in data.dataset.classes] for row in rows])
 
 
 def test_a_fine_tuned_row_starts_from_the_motion_run_of_its_seed(
