@@ -38,7 +38,6 @@ COMMANDS = {
     "demo-videos": "make_demo_videos",
 }
 
-_INTERRUPTED = 130
 _HELP_COLUMN = 30
 _FIRST_GROUP, _LAST_GROUP = "Input and output", Setting(help="").group
 _DEFINE: dict[Any, Callable[..., flags.FlagHolder]] = {
@@ -181,10 +180,10 @@ class Command:
         except VidpipeError as error:
             code = self._fail(str(error), error.exit_code)
         except KeyboardInterrupt:
-            code = self._fail("interrupted", _INTERRUPTED)
+            code = self._fail("interrupted", interruption.EXIT_CODE)
         except Exception as error:
             if interruption.is_interrupted():  # an import or a callback made another error of it
-                code = self._fail("interrupted", _INTERRUPTED)
+                code = self._fail("interrupted", interruption.EXIT_CODE)
             elif isinstance(error, BrokenPipeError):
                 code = _closed_pipe()
             elif isinstance(error, OSError):
@@ -252,7 +251,7 @@ def leave(code: int) -> typing.NoReturn:
     """Ends the process with `code`, also where tensorflow-io is loaded, and at once after Ctrl-C."""
     # The S3 client of tensorflow-io aborts the interpreter at exit with exit code 134 (tensorflow/io issue
     # 1912). After Ctrl-C there may be threads whose end Python would wait for.
-    if "tensorflow_io" in sys.modules or code == _INTERRUPTED:
+    if "tensorflow_io" in sys.modules or code == interruption.EXIT_CODE:
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

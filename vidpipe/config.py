@@ -706,7 +706,7 @@ def from_dict(cls: type[_Config], values: Mapping[str, Any]) -> _Config:
 
     Raises:
       ConfigError: `values` has a key that `cls` lacks, as when a newer version wrote it, or a value of
-      another   type.
+        another type.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{cls.__name__} is {values!r} instead of an object.")

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+EXIT_CODE = 128 + signal.SIGINT
 _GRACE_SEC = 1.2
 
 
@@ -92,7 +93,7 @@ def _wait(receiver: int, stderr: int, program: str, ended: threading.Event) -> N
         elif not ended.wait(_GRACE_SEC):
             start = b"\r\n" if os.isatty(stderr) else b""  # below a progress bar
             os.write(stderr, start + f"{program}: interrupted\n".encode())
-            os._exit(128 + signal.SIGINT)
+            os._exit(EXIT_CODE)
 
 
 def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:

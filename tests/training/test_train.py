@@ -227,7 +227,7 @@ def test_other_settings_in_the_folder_of_a_run_are_rejected(
 def test_a_finished_run_goes_on_for_more_epochs(
     tmp_path: Path, finished: RunFolder, train_config: MakeConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The rate that follows the schedule of 5 epochs is said, and config.json tells of it."""
+    """The log and config.json have the new number of epochs."""
     run_dir = Path(shutil.copytree(finished.path, tmp_path / "run"))
     epochs = finished.read_metrics()["epochs"]
     history = finished.read_history()

@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -99,11 +98,6 @@ def read_record(
     return ClipRecord(path, len(encoded.encoded_frames), encoded.info)
 
 
-def encode_clip(encoded_frames: Sequence[bytes], **fields: Any) -> bytes:
-    """Serializes one clip: the `clip_parts`, joined."""
-    return b"".join(clip_parts(encoded_frames, **fields))
-
-
 def clip_parts(
     encoded_frames: Sequence[bytes],
     *,
@@ -146,7 +140,7 @@ def clip_parts(
 
 
 # The wire format of tensorflow/core/example/{feature,example}.proto, written here: the protobuf library
-# copies a clip's frames as often as its buffer grows, which takes twice the time. See
+# copies a clip's frames as often as its buffer grows, which takes three times as long. See
 # https://protobuf.dev/programming-guides/encoding/.
 
 

@@ -18,7 +18,8 @@ from vidpipe.model.model_file import METADATA_NAME, ModelMetadata
 
 # Allowed difference of a probability. Typical differences are in BUILD_NOTES.md.
 TOLERANCE = 1e-5
-# TensorFlow matches the path of a SavedModel's variables as a pattern; of those with [] it finds nothing.
+# TensorFlow matches the path of a SavedModel's variables as a pattern: with [] it finds none, and * and ?
+# match other folders, too.
 _PATTERN_CHARACTERS = "[]*?\\"
 
 
@@ -52,8 +53,8 @@ def export_saved_model(config: ExportConfig) -> list[Check]:
     """
     if set(_PATTERN_CHARACTERS) & set(str(Path(config.output).resolve())):
         raise ExportError(
-            f"TensorFlow cannot load a SavedModel from {config.output}: it takes {_PATTERN_CHARACTERS} in a "
-            "path for a pattern. Choose another path."
+            f"{config.output}: TensorFlow takes {_PATTERN_CHARACTERS} in the path of a SavedModel for a "
+            "pattern, and would load nothing or another model. Choose another path."
         )
     with (
         replaced(config.output, _is_saved_model) as new,

@@ -37,7 +37,7 @@ from vidpipe.progress import Progress
 from vidpipe.storage.files import write_text
 
 _log = logging.getLogger(__name__)
-FEATURES_DIR = "features"
+_FOLDER = "features"
 _CHUNKS_NAME = "chunks.json"
 _IN_USE_NAME = "in_use"
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -96,9 +96,10 @@ def cached_features(
     name, layout = f"{split}-{_key(frozen, dataset)}", _layout(frozen, dataset, split)
 
     def fill(folder: Path) -> FeatureTable:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         # If two runs start at the same time, the second waits here and reads what the first has computed.
         with FileLock(f"{folder}.lock"):
+            folder.mkdir(exist_ok=True)  # under the lock: another run may delete it to make room
             in_use = _hold(folder)
             _make_room(folder, _num_bytes(layout), cache_gb=cache_gb)
             chunks = _Chunks(folder, layout)
@@ -108,7 +109,7 @@ def cached_features(
             weakref.finalize(table.features, in_use.close)
             return table
 
-    folder, table = _first_writable([Path(each) / FEATURES_DIR / name for each in cache_dirs], layout, fill)
+    folder, table = _first_writable([Path(each) / _FOLDER / name for each in cache_dirs], layout, fill)
     shape = " x ".join(str(size) for size in table.features.shape[1:])
     _log.info(
         "Features of %s: %d clips of %s %s, %.1f MB in %s.",

@@ -12,6 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 from vidpipe.config import ClipConfig, ClipSpec, from_dict
 from vidpipe.errors import VidpipeError, first_line
@@ -76,6 +77,8 @@ def load_model(path: Path) -> tuple[keras.Model, ModelMetadata]:
         return model, metadata
     except FileNotFoundError:
         raise ModelError(f"There is no trained model {path}. Train one with tools/train.py.") from None
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        raise  # the file is not to blame
     except Exception as error:  # zipfile, zlib, h5py and Keras each have their own for a corrupt file
         raise ModelError(
             f"{path} is corrupt or was not written by vidpipe ({first_line(error)}). Start its training "
@@ -88,7 +91,7 @@ def _read_metadata(archive: zipfile.ZipFile) -> ModelMetadata:
 
     Raises:
       KeyError, ValueError, TypeError, ConfigError: it is missing, or a value has another type or is out of
-      range.
+        range.
     """
     values = json.loads(archive.read(METADATA_NAME))
     classes, clip = values["classes"], from_dict(ClipConfig, values["clip"])
