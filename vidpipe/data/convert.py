@@ -229,10 +229,15 @@ def _read_in_order(
     read: ReadEncodedClip,
     records_dir: str,
 ) -> Iterator[_Result]:
-    """Yields the result of every planned video, in order."""
+    """Yields the result of every planned video, in order.
+
+    A record is overwritten while later videos are read: use it before asking for the next one.
+    """
     video_dir = config.manifest.video_dir.rstrip("/") or "/"
     rows = [row for plan in plans for row in plan.rows]
     labels = {name: index for index, name in enumerate(classes)}
+    # One more than are in use: a video's second attempt has another file than its first one.
+    paths = itertools.cycle([f"{records_dir}/{number}" for number in range(pool.max_in_flight + 1)])
 
     def requests() -> Iterator[_Request]:
         for row in rows:
@@ -242,7 +247,7 @@ def _read_in_order(
     def arguments(request: _Request) -> tuple[Any, ...]:
         row = request.row
         how = (read, f"{video_dir}/{row.path}", config.clip, config.encoding, config.jpeg_quality)
-        return *how, labels[row.label_name], row.label_name, row.video_id, records_dir
+        return *how, labels[row.label_name], row.label_name, row.video_id, next(paths)
 
     results = pool.read_in_order(read_record, requests(), arguments)
     for row in rows:
@@ -269,9 +274,7 @@ def _write_shard(plan: ShardPlan, results: Iterable[_Result], config: Conversion
             if result.failure is not None:
                 _log.warning("Skipped %s: %s", row.video_id, result.failure.message)
             if record is not None:
-                path = Path(record.path)
-                yield path.read_bytes()
-                path.unlink()
+                yield record.read()
                 position += 1
 
     info = shards.write_shard(posixpath.join(config.output_dir, plan.name), examples())

@@ -58,6 +58,11 @@ class ReaderPool:
         self._pool = self._new_pool()
         self._lock = threading.Lock()
 
+    @property
+    def max_in_flight(self) -> int:
+        """The number of requests that `read_in_order` has in progress."""
+        return _IN_FLIGHT_PER_PROCESS * self._num_workers
+
     def __enter__(self) -> "ReaderPool":
         _ = self._pool.active  # makes pebble start the processes now instead of at the first video
         return self
@@ -106,7 +111,7 @@ class ReaderPool:
         in_flight: deque[tuple[_Request, Future]] = deque()
         for request in requests:
             in_flight.append((request, self._start(function, arguments(request))))
-            if len(in_flight) >= _IN_FLIGHT_PER_PROCESS * self._num_workers:
+            if len(in_flight) >= self.max_in_flight:
                 yield finish(*in_flight.popleft())
         while in_flight:
             yield finish(*in_flight.popleft())

@@ -9,7 +9,7 @@ def parse_clip(example: tf.Tensor) -> dict[str, tf.Tensor]:
     """Parses a serialized clip; its frames stay encoded.
 
     Args:
-      example: string [], made by `record_encoding.clip_parts`.
+      example: string [], made by `record_encoding.serialize_clip`.
 
     Returns:
       `encoded_frames` string [n], `frame_indices` int64 [n], `height`, `width` and `label` int32 [],

@@ -4,7 +4,7 @@ import os
 import re
 import resource
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ MAX_FRAME_SIDE = 65500
 _MAX_UNTRUSTED_PIXELS = 2**25  # 8K, which is 7680 x 4320
 # Changes when the same file may give other frames or pixels than before.
 DECODER = "PyAV 2"
+_Encode = Callable[[np.ndarray], bytes]
 
 
 class VideoWriteError(VidpipeError):
@@ -121,10 +122,11 @@ def read_clip(path: str, clip: ClipConfig, *, max_pixels: int = MAX_FRAME_PIXELS
       VideoReadError: the file cannot be opened, has no video or no frame, is too large, or more than
         `MAX_DAMAGED_FRACTION` of its frames or of the wanted ones is missing or damaged.
     """
-    video_clip = _read_bgr(path, clip, max_pixels)
-    for frame in video_clip.frames:
+    buffer = _read_frames(path, clip, max_pixels=max_pixels)
+    frames = buffer.frames[: len(buffer.indices)]
+    for frame in frames:
         cv2.cvtColor(frame, cv2.COLOR_BGR2RGB, dst=frame)
-    return video_clip
+    return VideoClip(frames, np.array(buffer.indices, np.int64), buffer.info)
 
 
 def read_untrusted_clip(path: str, clip: ClipConfig) -> VideoClip:
@@ -187,11 +189,9 @@ def read_windows(path: str, clip: ClipConfig, window_sec: float, hop_sec: float)
 
 def read_encoded_clip(path: str, clip: ClipConfig, encoding: str, jpeg_quality: int) -> EncodedClip:
     """Reads a clip as `read_clip` does and encodes its frames; a decoding process calls this."""
-    video_clip = _read_bgr(path, clip)
-    with _pixel_errors(path):
-        encoded = [_encode_bgr(frame, encoding, jpeg_quality) for frame in video_clip.frames]
-    height, width = video_clip.frames.shape[1:3]
-    return EncodedClip(encoded, height, width, video_clip.frame_indices, video_clip.info)
+    buffer = _read_frames(path, clip, encode=lambda frame: _encode_bgr(frame, encoding, jpeg_quality))
+    height, width = buffer.frames.shape[1:3]
+    return EncodedClip(buffer.encoded, height, width, np.array(buffer.indices, np.int64), buffer.info)
 
 
 def encode_frame(
@@ -245,38 +245,41 @@ def limit_memory(megabytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, ((int(kib) << 10) + (megabytes << 20), resource.RLIM_INFINITY))
 
 
-def _read_bgr(path: str, clip: ClipConfig, max_pixels: int = MAX_FRAME_PIXELS) -> VideoClip:
-    """Reads a clip as `read_clip` does, but with BGR frames, as OpenCV encodes them."""
+def _read_frames(
+    path: str, clip: ClipConfig, *, encode: _Encode | None = None, max_pixels: int = MAX_FRAME_PIXELS
+) -> "_FrameBuffer":
+    """Reads a clip as `read_clip` does."""
     with open_video(path, max_pixels=max_pixels) as file, _pixel_errors(path):
         _check_loss(file)
         if file.order is not None:
             try:
-                return _read_exact(file, clip)
+                return _read_exact(file, clip, encode)
             except ContradictionError:
                 pass
-        return _read_in_order(file, clip)
+        return _read_in_order(file, clip, encode)
 
 
-def _read_exact(file: VideoFile, clip: ClipConfig) -> VideoClip:
+def _read_exact(file: VideoFile, clip: ClipConfig, encode: _Encode | None) -> "_FrameBuffer":
     wanted = _wanted_indices(clip, file.num_frames)
-    frames = _FrameBuffer(file, wanted, clip)
+    buffer = _FrameBuffer(file, wanted, clip, encode)
     for frame in file.decode(wanted):
-        frames.add(frame)
-    return frames.clip(file.num_frames, Damage(file.packets, file.loss))
+        buffer.add(frame)
+    buffer.finish(file.num_frames, Damage(file.packets, file.loss))
+    return buffer
 
 
-def _read_in_order(file: VideoFile, clip: ClipConfig) -> VideoClip:
+def _read_in_order(file: VideoFile, clip: ClipConfig, encode: _Encode | None) -> "_FrameBuffer":
     needs_length = depends_on_length(clip.sampling, clip.frame_stride)
     # For a rule that does not depend on the length, assume one that is long enough.
     length = file.num_frames if needs_length else clip.num_frames * (clip.frame_stride or 1)
     while True:
         damage = Damage(file.packets, file.loss)
         wanted = _wanted_indices(clip, max(1, length))
-        frames = _FrameBuffer(file, wanted, clip)
+        buffer = _FrameBuffer(file, wanted, clip, encode)
         num_frames, stopped = 0, False
         for frame in file.decode_in_order(damage):
             num_frames += 1
-            frames.add(frame)
+            buffer.add(frame)
             stopped = not needs_length and frame.index == wanted[-1]
             if stopped:
                 break
@@ -284,28 +287,40 @@ def _read_in_order(file: VideoFile, clip: ClipConfig) -> VideoClip:
         _check_frames(file, num_frames)
         _check_damage(file, num_frames, damage)
         if not needs_length or num_frames == length:
-            return frames.clip(num_frames, damage)
+            buffer.finish(num_frames, damage)
+            return buffer
         length = num_frames
 
 
 class _FrameBuffer:
-    """The wanted frames of a clip, cropped and resized as they come.
+    """The wanted frames of a clip, cropped, resized and perhaps encoded as they come.
 
     Args:
       file: the video.
       wanted: int64 [n], ascending.
       clip: the size of the frames.
+      encode: applied to each frame, uint8 [H, W, 3], BGR. One array is used for all frames then: new memory
+        costs time.
+
+    Attributes:
+      indices: index of each frame in the video, ascending.
+      frames: uint8 [n, H, W, 3], BGR, of which the first len(indices) are set; [1, H, W, 3] with `encode`.
+      encoded: what `encode` returned.
+      info: facts about the video, once it is finished.
     """
 
-    def __init__(self, file: VideoFile, wanted: np.ndarray, clip: ClipConfig) -> None:
-        self._file, self._wanted, self._clip = file, wanted, clip
+    info: VideoInfo
+
+    def __init__(self, file: VideoFile, wanted: np.ndarray, clip: ClipConfig, encode: _Encode | None) -> None:
+        self._file, self._wanted, self._clip, self._encode = file, wanted, clip, encode
         self._converter = PixelConverter(file.sample_aspect_ratio)
         self._is_wanted = frozenset(wanted.tolist())
-        self._frames = np.empty((0, 0, 0, 3), np.uint8)
-        self._indices: list[int] = []
         self._num_damaged = 0
         self._height, self._width = 0, 0
         self._unconverted = ""
+        self.indices: list[int] = []
+        self.frames = np.empty((0, 0, 0, 3), np.uint8)
+        self.encoded: list[bytes] = []
 
     def add(self, frame: DecodedFrame) -> None:
         """Takes a frame if it is wanted and not damaged."""
@@ -315,25 +330,31 @@ class _FrameBuffer:
             self._num_damaged += 1
             return
         image = self._converter.convert(frame.picture)
-        if not self._indices:
+        if not self.indices:
             self._height, self._width = image.shape[:2]
             self._unconverted = unconverted(frame.picture)
-            self._frames = np.empty(
-                (len(self._wanted), *_stored_size(self._file.path, image, self._clip), 3), np.uint8
-            )
-        write_resized(image, self._frames[len(self._indices)], self._clip.resize)
-        self._indices.append(frame.index)
+            length = len(self._wanted) if self._encode is None else 1
+            self.frames = np.empty((length, *_stored_size(self._file.path, image, self._clip), 3), np.uint8)
+        resized = self.frames[len(self.indices) % len(self.frames)]
+        write_resized(image, resized, self._clip.resize)
+        if self._encode is not None:
+            self.encoded.append(self._encode(resized))
+        self.indices.append(frame.index)
 
-    def clip(self, num_frames: int, damage: Damage) -> VideoClip:
-        """Makes the clip of a video of `num_frames` frames."""
-        num_wanted = len(self._indices) + self._num_damaged
+    def finish(self, num_frames: int, damage: Damage) -> None:
+        """Sets `info`, of a video of `num_frames` frames.
+
+        Raises:
+          VideoReadError: too many wanted frames are damaged.
+        """
+        num_wanted = len(self.indices) + self._num_damaged
         if self._num_damaged > MAX_DAMAGED_FRACTION * num_wanted:
             raise VideoReadError(
                 self._file.path,
                 SkipReason.DAMAGED,
                 f"{self._num_damaged} of the {num_wanted} wanted frames are damaged",
             )
-        info = VideoInfo(
+        self.info = VideoInfo(
             frames_shown=num_frames,
             frames_damaged=damage.num_missing + damage.num_damaged,
             fps=self._file.fps,
@@ -341,8 +362,6 @@ class _FrameBuffer:
             width=self._width,
             unconverted=self._unconverted,
         )
-        count = len(self._indices)
-        return VideoClip(self._frames[:count], np.array(self._indices, np.int64), info)
 
 
 class _Windows:
