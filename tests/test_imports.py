@@ -23,7 +23,12 @@ IMPORTERS = {
     "PIL": {"inference.gif"},
     "matplotlib": {"display.figures", "display.fonts"},
     "pebble": {"data.process_pool"},
-    "sklearn": {"data.validation_split", "evaluation.evaluate", "evaluation.metrics"},
+    "sklearn": {
+        "data.validation_split",
+        "evaluation.evaluate",
+        "evaluation.metrics",
+        "training.linear_part",
+    },
     "tensorflow_io": {"storage.remote"},
     "tqdm": {"progress"},
     "waitress": {"inference.serve"},

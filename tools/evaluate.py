@@ -36,6 +36,12 @@ def main(arguments: list[str]) -> None:
         f"mean average precision {metrics['mean_average_precision']:.4f}, "
         f"calibration error {metrics['calibration_error']:.4f}"
     )
+    if metrics["linear_part"] is not None:
+        low, high = metrics["linear_part"]["difference_ci95"]
+        print(
+            f"its linear part alone {metrics['linear_part']['accuracy']:.4f}; the whole model "
+            f"{metrics['linear_part']['difference']:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
+        )
     print(f"Report: {evaluation.folder.report}")
 
 

@@ -46,11 +46,20 @@ def main(arguments: list[str]) -> None:
 
     result = train.train(config)
     selected = result.metrics
-    validation = ""
-    if selected["val_accuracy"] is not None:
-        validation = f", validation accuracy {selected['val_accuracy']:.3f}"
     epoch = f"epoch {selected['selected_epoch']} of {selected['epochs']}"
-    print(f"{result.run_dir}/model.keras: {epoch}{validation}.")
+    accuracies = "".join(
+        f"; {name} {selected[column]:.3f}{_baseline(selected[f'linear_{column}'])}"
+        for name, column in (
+            ("accuracy in cross-validation", "cv_accuracy"),
+            ("on the validation split", "val_accuracy"),
+        )
+        if selected[column] is not None
+    )
+    print(f"{result.run_dir}/model.keras: {epoch}{accuracies}.")
+
+
+def _baseline(accuracy: float | None) -> str:
+    return "" if accuracy is None else f" (its linear part alone {accuracy:.3f})"
 
 
 def run(argv: list[str]) -> int:

@@ -22,6 +22,7 @@ from vidpipe.evaluation import evaluate
 from vidpipe.evaluation.report import EvaluationReport
 from vidpipe.model.model_file import ModelMetadata, load_model, save_model
 from vidpipe.storage import files
+from vidpipe.training.run_folder import HISTORY_COLUMNS
 
 
 def save_linear_model(folder: Path, clip: ClipConfig, num_frames: int) -> None:
@@ -155,7 +156,8 @@ def test_the_report_has_the_run_s_history_and_settings_unless_they_are_corrupt(
     assert "run_dir" not in warnings[1]
     assert complete.settings == {"epochs": 2, "model": {"head": "motion"}}
     assert complete.history == [
-        {
+        dict.fromkeys(HISTORY_COLUMNS)
+        | {
             "epoch": 1, "loss": 2.5, "accuracy": 0.25, "val_loss": None, "val_loss_error": None,
             "val_accuracy": None, "learning_rate": 0.001, "seconds": 9, "data_wait": 0,
         }

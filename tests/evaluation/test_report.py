@@ -19,7 +19,7 @@ from synthetic import brightness_frames
 from vidpipe.display import figures
 from vidpipe.display.colours import SCHEMES
 from vidpipe.evaluation.evaluate import clips_to_show
-from vidpipe.evaluation.metrics import compute_metrics, precision_recall_curves
+from vidpipe.evaluation.metrics import compute_metrics, linear_baseline, precision_recall_curves
 from vidpipe.evaluation.report import EvaluationReport, evaluation_page
 
 HOSTILE = (
@@ -41,7 +41,8 @@ def _measured(
     labels: np.ndarray, probabilities: np.ndarray, classes: tuple[str, ...], temporal_crops: int = 1
 ) -> dict[str, Any]:
     of_evaluation = {"split": "test", "temporal_crops": temporal_crops, "spatial_crops": 1}
-    return of_evaluation | compute_metrics(labels, probabilities, classes)
+    linear_part = linear_baseline(labels, probabilities, np.roll(probabilities, 1, axis=0))
+    return of_evaluation | compute_metrics(labels, probabilities, classes) | {"linear_part": linear_part}
 
 
 def _make_report(classes: tuple[str, ...], num_clips: int, absent: int = 0) -> EvaluationReport:
@@ -159,6 +160,7 @@ def test_the_numbers_are_those_of_the_metrics(opened: webdriver.Chrome, small: E
     for name, key in (("Loss", "loss"), ("Mean average precision", "mean_average_precision")):
         assert values[name] == f"{metrics[key]:.3f}"
     assert values["Calibration error"] == f"{metrics['calibration_error']:.3f}"
+    assert values["Linear part alone"] == f"{100 * metrics['linear_part']['accuracy']:.1f} %"
     low, high = (f"{100 * bound:.1f} %" for bound in metrics["accuracy_ci95"])
     num_correct = np.trace(metrics["confusion_matrix"])
     notes = _texts(opened, ".number dd.muted")

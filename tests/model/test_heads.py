@@ -31,7 +31,7 @@ def test_the_notebook_head_has_the_notebook_s_layers(build: Build) -> None:
 
 
 @pytest.mark.parametrize(
-    ("head", "default_rates"), [("notebook", [0.5, 0.0, 0.4]), ("motion", 5 * [0.0, 0.5, 0.5, 0.8])]
+    ("head", "default_rates"), [("notebook", [0.5, 0.0, 0.4]), ("motion", 5 * [0.0, 0.5, 0.5])]
 )
 def test_dropout_replaces_every_rate_of_a_head(build: Build, head: str, default_rates: list[float]) -> None:
     """The zeros belong to LSTMs without dropout, and stay."""
@@ -92,10 +92,10 @@ def test_a_head_s_operations_have_the_same_names_in_every_build(head: str) -> No
 
 
 def test_each_member_s_matrix_is_initialized_like_that_of_a_dense_layer(build: Build) -> None:
-    """Glorot's uniform distribution: between plus and minus sqrt(6 / (576 + 3))."""
+    """Glorot's uniform distribution: between plus and minus sqrt(6 / (64 + 3))."""
     kernel = build("motion", ensemble_size=None).fused.get_layer("logits").kernel.numpy()
-    assert kernel.shape == (5, 576, 3)
-    np.testing.assert_allclose(np.abs(kernel).max(axis=(1, 2)), (6 / (576 + 3)) ** 0.5, rtol=0.01)
+    assert kernel.shape == (5, 64, 3)
+    np.testing.assert_allclose(np.abs(kernel).max(axis=(1, 2)), (6 / (64 + 3)) ** 0.5, rtol=0.05)
 
 
 @pytest.mark.parametrize("head", sorted(heads.HEADS))

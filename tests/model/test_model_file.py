@@ -184,7 +184,7 @@ def test_load_weights_copies_every_weight(build: Build, inputs: Inputs, tmp_path
         ),
         pytest.param(
             CLASSES, {"num_classes": 2},
-            r"has another logits: found logits/kernel \(2, 576, 3\), expected logits/kernel \(2, 576, 2\)",
+            r"has another logits: found logits/kernel \(2, 64, 3\), expected logits/kernel \(2, 64, 2\)",
             id="shapes",
         ),
     ],

@@ -18,6 +18,7 @@ from vidpipe.data.dataset import Dataset
 from vidpipe.evaluation import evaluate
 from vidpipe.model import heads
 from vidpipe.model.feature_cache import FeatureTable
+from vidpipe.model.model_file import load_model
 from vidpipe.training import train
 from vidpipe.training.recipes import RECIPES
 from vidpipe.training.run_folder import RunFolder
@@ -99,12 +100,11 @@ def test_a_fine_tuned_row_starts_from_the_motion_run_of_its_seed(
     assert config.optimizer == RECIPES["fine_tune"].optimizer
 
 
-@pytest.mark.parametrize("head", [accuracy_methods.mean_frame_head, accuracy_methods.shuffled_frames_head])
-def test_controls_ignore_the_order_of_frames(head: accuracy_methods.BuildHead) -> None:
+def test_the_control_ignores_the_order_of_frames() -> None:
     random = np.random.default_rng(1)
     features, mask = random.normal(size=(2, 5, 8)).astype(np.float32), np.arange(5) < [[5], [3]]
     inputs = [keras.Input((5, 8)), keras.Input((5,), dtype="bool")]
-    control = keras.Model(inputs, head(*inputs)(0))
+    control = keras.Model(inputs, accuracy_methods.shuffled_frames_head(*inputs)(0))
     backwards = features.copy()
     backwards[0], backwards[1, :3] = features[0, ::-1], features[1, 2::-1]
     np.testing.assert_allclose(control([features, mask]), control([backwards, mask]), atol=1e-5)
@@ -112,29 +112,29 @@ def test_controls_ignore_the_order_of_frames(head: accuracy_methods.BuildHead) -
     assert np.abs(motion([features, mask]) - motion([backwards, mask])).max() > 0.01
 
 
-@pytest.mark.parametrize(("method", "ensemble_size"), [("mean_frame", 1), ("shuffled_frames", 2)])
-def test_controls_are_trained_in_place_of_the_motion_head(
-    method: str,
-    ensemble_size: int,
-    data: accuracy_data.Data,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_control_is_trained_in_place_of_the_motion_head(
+    data: accuracy_data.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    motion = heads.HEADS["motion"]
     built = []
+    monkeypatch.setattr(accuracy_methods, "train_head", lambda *_: built.append(heads.HEADS["motion"].build))
+    monkeypatch.setattr(accuracy_methods, "predict_test", lambda *_: np.zeros(0))
+    accuracy_methods.METHODS["shuffled_frames"].fit(data, 1, tmp_path)
+    assert built == [accuracy_methods.shuffled_frames_head]
+    assert heads.HEADS["motion"].build is heads.motion_head
 
-    def build_only(config: train.TrainConfig, _: accuracy_data.Data) -> None:
-        mask, features = keras.Input((4,), dtype="bool"), keras.Input((4, 512))
-        logits = heads.build_head(config.model, mask, 3)(features)
-        built.append(heads.ensemble_logits(keras.Model([features, mask], logits)))
 
-    monkeypatch.setattr(accuracy_methods, "train_head", build_only)
-    monkeypatch.setattr(accuracy_methods, "predict_test", lambda *_: np.zeros([6, 2]))
-    accuracy_methods.METHODS[method].fit(data, 1, tmp_path)
-    assert built[0].output.shape == (None, ensemble_size, 3)
-    has_lstm = any("lstm" in weight.path for weight in built[0].weights)
-    assert has_lstm == (method == "shuffled_frames")
-    assert heads.HEADS["motion"] is motion
+def test_parts_of_the_motion_run(data: accuracy_data.Data, tmp_path: Path) -> None:
+    """The parts alone need no training of their own, and their shares of the logits make the whole."""
+    found = {
+        method: accuracy_methods.METHODS[method].fit(data, 1, tmp_path / method / "1" / "run")
+        for method in ("linear", "network", "motion")
+    }
+    model, _ = load_model(RunFolder(tmp_path / "motion" / "1" / "run").model)
+    shares = model.get_layer(heads.SHARES).kernel.numpy()
+    mixed = shares[0] * np.log(found["linear"]) + shares[1] * np.log(found["network"])
+    expected = np.exp(mixed) / np.exp(mixed).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found["motion"], expected, rtol=1e-4)
+    assert not (tmp_path / "linear").exists()
 
 
 def test_folds_hold_out_each_clip_once_and_split_no_group(data: accuracy_data.Data) -> None:
@@ -155,10 +155,10 @@ def test_folds_hold_out_each_clip_once_and_split_no_group(data: accuracy_data.Da
 
 def test_a_fold_is_trained_to_its_last_epoch(data: accuracy_data.Data, tmp_path: Path) -> None:
     _, fold = next(accuracy_data.folds(data, seed=1))
-    probabilities = accuracy_methods.METHODS["mean_frame"].fit(fold, 1, tmp_path)
+    probabilities = accuracy_methods.fit_frozen(fold, 1, tmp_path, ensemble_size=1)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     assert len(probabilities) == len(fold.tables["test"].label)
-    assert RunFolder(tmp_path).read_metrics()["selected_epoch"] == 2
+    assert RunFolder(tmp_path).read_metrics()["epochs"] == 2
 
 
 def test_the_probe_sees_only_change(data: accuracy_data.Data, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_the_probe_sees_only_change(data: accuracy_data.Data, tmp_path: Path) ->
 
     tables, videos = {"train": table(20), "test": table(10)}, {"train": np.arange(20)}
     made = accuracy_data.Data(data.dataset, "none", tables, videos)
-    predicted = accuracy_methods.fit_probe(made, 1, tmp_path).argmax(axis=1)
+    predicted = accuracy_methods.fit_probe(made, 1, tmp_path, deviation=False).argmax(axis=1)
     assert predicted.tolist() == made.tables["test"].label.tolist()
 
 
@@ -197,7 +197,8 @@ def test_results_are_computed_once(
 
     def correct(seed: int) -> np.ndarray:
         folder = tmp_path / str(seed)
-        return accuracy_table.correct_clips("motion", data, folder, seed=seed, cross_validate=False)
+        is_correct, _ = accuracy_table.clip_scores("motion", data, folder, seed=seed, cross_validate=False)
+        return is_correct
 
     for _ in range(2):
         assert correct(1).all()
@@ -215,7 +216,8 @@ def test_cross_validation_predicts_each_clip_of_train_and_val_once(
         return np.eye(2)[fold.tables["test"].label]
 
     _replace_fit(monkeypatch, fit)
-    correct = accuracy_table.correct_clips("motion", data, tmp_path, seed=1, cross_validate=True)
+    correct, losses = accuracy_table.clip_scores("motion", data, tmp_path, seed=1, cross_validate=True)
+    assert (losses == 0).all()
     assert correct.all() and len(correct) == len(data.train_and_val()[0].label)
     assert folders == [f"fold{number}" for number in range(5)]
 
@@ -251,11 +253,17 @@ def test_the_sampling_decides_which_rows_are_trained() -> None:
 
 def test_the_table_compares_with_the_better_row_of_the_notebook(capsys: pytest.CaptureFixture) -> None:
     correct = {
-        ("notebook", "head"): np.array([[0, 0, 0, 1], [0, 0, 0, 1]], bool),
-        ("notebook_shuffled", "head"): np.array([[1, 1, 0, 0], [1, 1, 0, 1]], bool),
-        ("motion", "uniform"): np.array([[1, 1, 1, 1], [1, 1, 1, 0]], bool),
+        ("notebook", "head"): [[0, 0, 0, 1], [0, 0, 0, 1]],
+        ("notebook_shuffled", "head"): [[1, 1, 0, 0], [1, 1, 0, 1]],
+        ("motion", "uniform"): [[1, 1, 1, 1], [1, 1, 1, 0]],
     }
-    table = accuracy_table.make_table(correct)
+    losses = dict(zip(correct, (0.5, 0.75, 0.25), strict=True))
+    scores = {
+        key: np.stack([rows, np.full_like(rows, losses[key], np.float64)], axis=1)
+        for key, rows in correct.items()
+    }
+    table = accuracy_table.make_table(scores)
+    assert [row.loss for row in table] == [0.5, 0.75, 0.25]
     assert [row.mean for row in table] == [0.25, 0.625, 0.875]
     motion = table[2]
     assert (motion.lowest, motion.highest) == (0.75, 1)
@@ -265,19 +273,24 @@ def test_the_table_compares_with_the_better_row_of_the_notebook(capsys: pytest.C
     assert motion.difference is not None and motion.difference.mean == 0.25
     low, high = motion.difference.ci95
     assert -0.3 < low < 0.1 and 0.4 < high <= 0.75
+    assert (motion.difference.loss, motion.difference.loss_ci95) == (-0.5, (-0.5, -0.5))
     accuracy_table.print_table(table)
     printed = capsys.readouterr().out.splitlines()
-    assert printed[3].split()[:6] == ["motion,", "uniform", "87.5", "75.0", "100.0", "17.7"]
+    assert printed[3].split()[:7] == ["motion,", "uniform", "87.5", "75.0", "100.0", "17.7", "0.250"]
+    assert printed[3].endswith(", -0.500 (-0.500 to -0.500)")
     assert printed[-1] == "2 seeds, 4 clips. Differences are to: notebook shuffled, head."
 
 
 def test_without_the_notebook_the_table_compares_with_motion() -> None:
-    correct = np.ones((2, 4), bool)
-    of_rows = {"motion": correct, "ensemble_of_1": correct, "block5": ~correct}
-    table = accuracy_table.make_table({(method, "uniform"): found for method, found in of_rows.items()})
+    correct = np.ones((2, 2, 4))
+    of_rows = {"motion": correct, "ensemble_of_1": correct, "block5": 0 * correct}
+    scores = {(method, "uniform"): found for method, found in of_rows.items()}
+    table = accuracy_table.make_table(scores)
     reference = "motion, uniform"
     assert [row.difference and row.difference.reference for row in table] == [None, reference, reference]
     assert table[2].difference is not None and table[2].difference.mean == -1
+    named = accuracy_table.make_table(scores, "block5")
+    assert [row.difference and row.difference.mean for row in named] == [1, 1, None]
     (alone,) = accuracy_table.make_table({("probe", "uniform"): correct})
     assert alone.difference is None
 
@@ -293,7 +306,7 @@ def test_the_command_trains_rows_with_all_seeds(
     assert accuracy_table.run(argv) == 0
     captured = capsys.readouterr()
     rows = json.loads((tmp_path / "table.json").read_text())
-    assert [row["name"] for row in rows] == ["linear probe, uniform", "motion, uniform"]
+    assert [row["name"] for row in rows] == ["logistic regression, change, uniform", "motion, uniform"]
     assert (rows[1]["mean"], rows[1]["lowest"], rows[1]["highest"], rows[1]["clips"]) == (0.5, 0, 1, 6)
     assert "motion, uniform, seed 1: 0 of 6 clips correct\n" in captured.err
     assert captured.out.splitlines()[-1] == "2 seeds, 6 clips. Differences are to: motion, uniform."

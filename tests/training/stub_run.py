@@ -1,7 +1,7 @@
 """A run of the training loop on a tiny model and numpy data: no dataset, no backbone, no pictures."""
 
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from vidpipe.config import OptimizerConfig, TrainConfig, to_dict
 from vidpipe.training.batches import Batches
 from vidpipe.training.epoch_selection import History
 from vidpipe.training.epoch_steps import EpochSteps
+from vidpipe.training.head_fit import HeadFit
 from vidpipe.training.loop import Loop
 from vidpipe.training.optimizer import build_optimizer
 from vidpipe.training.run_folder import RunFolder
@@ -61,6 +62,7 @@ class StubRun:
     folder: RunFolder
     stop: StopSignal
     log: RecordingLog
+    head_fit: HeadFit
     loop: Loop
     events: list[str]
     prepared_on: list[Mapping[str, Any]]
@@ -109,7 +111,7 @@ def stub_run(
     run_dir.mkdir(parents=True, exist_ok=True)
     events: list[str] = []
     prepared_on: list[Mapping[str, Any]] = []
-    trainee = stub_trainee(config, precision, events, prepared_on)
+    trainee = stub_trainee(config, precision, events)
     batches = stub_batches(config, features, has_val=has_val)
     epoch_steps = EpochSteps(
         config,
@@ -119,7 +121,7 @@ def stub_run(
         class_weights=np.ones(NUM_CLASSES, np.float32),
         stop=stop,
     )
-    recording = RecordingLog(folder)
+    recording, head_fit = RecordingLog(folder), StubHeadFit(events, prepared_on)
     saved: list[list[np.ndarray]] = []
 
     def save_model() -> None:
@@ -132,18 +134,36 @@ def stub_run(
         trainee=trainee,
         batches=batches,
         epoch_steps=epoch_steps,
+        head_fit=head_fit,
         folder=folder,
         stop=stop,
         settings=to_dict(config),
         save_model=save_model,
         run_log=recording if log is None else log(folder),
     )
-    return StubRun(config, trainee, batches, folder, stop, recording, loop, events, prepared_on, saved)
+    return StubRun(
+        config, trainee, batches, folder, stop, recording, head_fit, loop, events, prepared_on, saved
+    )
 
 
-def stub_trainee(
-    config: TrainConfig, precision: str, events: list[str], prepared_on: list[Mapping[str, Any]]
-) -> Trainee:
+class StubHeadFit(HeadFit):
+    """Fits nothing, and records what it was asked for."""
+
+    def __init__(self, events: list[str], prepared_on: list[Mapping[str, Any]]) -> None:
+        self._events, self._prepared_on = events, prepared_on
+
+    def start(self, first_inputs: Iterator[Mapping[str, Any]]) -> None:
+        self._events.append("start")
+        self._prepared_on.extend(first_inputs)
+
+    def resume(self) -> None:
+        self._events.append("resume")
+
+    def update(self) -> None:
+        pass
+
+
+def stub_trainee(config: TrainConfig, precision: str, events: list[str]) -> Trainee:
     """Two ensemble members, each a linear model behind dropout."""
     keras.utils.set_random_seed(config.seed)
     features = keras.Input((NUM_FEATURES,), name="features")
@@ -154,18 +174,15 @@ def stub_trainee(
     model = keras.Model({"features": features}, average)
     optimizer = build_optimizer(config.optimizer, model.trainable_variables, scales={}, precision=precision)
 
-    def prepare(batches: Iterable[Mapping[str, Any]]) -> None:
-        events.append("prepare")
-        prepared_on.extend(batches)
-
     return Trainee(
         model=model,
         ensemble=keras.Model({"features": features}, members),
+        answers=keras.Model({"features": features}, [average, average]),
+        is_cross_fitted=False,
         saved=model,
         optimizer=optimizer,
         strategy=tf.distribute.get_strategy(),
         checkpointed=[*model.variables, *optimizer.variables],
-        prepare=prepare,
         refresh=lambda: events.append("refresh"),
     )
 
@@ -208,5 +225,6 @@ def stub_batches(config: TrainConfig, features: np.ndarray, *, has_val: bool) ->
         train=train,
         val=val if has_val else None,
         first_inputs=first_inputs,
+        train_in_order=lambda: batched(np.arange(NUM_CLIPS)),
         clips_of_step=clips_of_step,
     )

@@ -93,7 +93,7 @@ def test_the_modules_of_the_loop_know_no_layers(module: str) -> None:
 def test_a_run_from_start_to_end(tmp_path: Path) -> None:
     run = stub_run(tmp_path)
     metrics = run.loop.run()
-    assert run.events == ["prepare"]
+    assert run.events == ["start"]
     (prepared_on,) = run.prepared_on
     assert (prepared_on["features"] == FEATURES[:NUM_CLIPS]).all()
     history = run.folder.read_history()
@@ -225,7 +225,7 @@ def test_a_run_that_was_killed_ends_bit_identical(
     assert not RunFolder(tmp_path).is_finished
     resumed = _again(uninterrupted, tmp_path)
     metrics = resumed.loop.run()
-    assert resumed.events == (["prepare"] if kill_at == 1 else ["refresh"])
+    assert resumed.events == (["start"] if kill_at == 1 else ["refresh", "resume"])
     assert resumed.history() == uninterrupted.history()
     ours, theirs = _checkpoint(resumed), _checkpoint(uninterrupted)
     assert ours.keys() == theirs.keys()
@@ -245,7 +245,7 @@ def test_a_longer_run_goes_on_from_the_last_epoch(tmp_path: Path) -> None:
     stub_run(tmp_path / "longer", epochs=1).loop.run()
     longer = stub_run(tmp_path / "longer", epochs=3)
     longer.loop.run()
-    assert longer.events == ["refresh"]
+    assert longer.events == ["refresh", "resume"]
     assert longer.history() == straight.history()
     assert longer.folder.read_metrics()["epochs"] == 3
 
@@ -332,16 +332,16 @@ def test_a_signal_stops_a_validation(
     assert stopped.history() == straight.history()
 
 
-def test_a_signal_stops_the_preparation(tmp_path: Path) -> None:
+def test_a_signal_stops_the_preparation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with stop_signal() as stop:
         run = stub_run(tmp_path, stop=stop)
-        prepare = run.trainee.prepare
+        start = run.head_fit.start
 
-        def interrupted(batches: Any) -> None:
+        def interrupted(first_inputs: Any) -> None:
             os.kill(os.getpid(), signal.SIGINT)
-            prepare(batches)
+            start(first_inputs)
 
-        object.__setattr__(run.trainee, "prepare", interrupted)
+        monkeypatch.setattr(run.head_fit, "start", interrupted)
         with pytest.raises(StoppedError, match="^SIGINT: stopped. The same command starts again"):
             run.loop.run()
     assert run.events == []

@@ -11,7 +11,7 @@ from vidpipe.config import TrainConfig, to_dict
 from vidpipe.training.epoch_selection import run_metrics
 from vidpipe.training.run_folder import HISTORY_COLUMNS, EvaluationFolder, RunFolder, RunFolderError
 
-ROW = {
+ROW = dict.fromkeys(HISTORY_COLUMNS) | {
     "epoch": 1, "loss": 0.1 + 0.2, "accuracy": 0.5, "val_loss": None, "val_loss_error": None,
     "val_accuracy": None, "learning_rate": 1e-3, "seconds": 1.5, "data_wait": 0.25,
 }  # fmt: skip
@@ -56,9 +56,19 @@ def test_history_round_trip(folder: RunFolder) -> None:
     assert folder.read_history() == rows
     header = folder.history.read_text().splitlines()[0]
     assert header == ",".join(HISTORY_COLUMNS)
-    assert (
-        header == "epoch,loss,accuracy,val_loss,val_loss_error,val_accuracy,learning_rate,seconds,data_wait"
+    assert header == (
+        "epoch,loss,accuracy,val_loss,val_loss_error,val_accuracy,linear_val_accuracy,cv_loss,cv_loss_error,"
+        "cv_accuracy,linear_cv_accuracy,network_share,learning_rate,seconds,data_wait"
     )
+
+
+def test_a_history_of_an_earlier_version_lacks_columns(folder: RunFolder) -> None:
+    names = ["epoch", "loss", "accuracy", "val_loss", "val_loss_error", "val_accuracy", "learning_rate"]
+    names += ["seconds", "data_wait"]
+    values = ",".join("" if ROW[name] is None else str(ROW[name]) for name in names)
+    folder.history.write_text(f"{','.join(names)}\n{values}\n")
+    (row,) = folder.read_history()
+    assert row == dict.fromkeys(HISTORY_COLUMNS) | {name: ROW[name] for name in names}
 
 
 def test_metrics_round_trip(folder: RunFolder) -> None:

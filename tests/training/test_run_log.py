@@ -12,18 +12,28 @@ import tensorflow as tf
 
 from vidpipe.training import run_log
 from vidpipe.training.epoch_steps import EpochTime
+from vidpipe.training.head_fit import CrossValidation
 from vidpipe.training.run_folder import HISTORY_COLUMNS, RunFolder
 from vidpipe.training.run_log import SHOWN_CLIPS, RunLog, history_row, log_epoch, loss_scale
 from vidpipe.training.step import StepSums
 from vidpipe.training.validation import Validation
 
 CLASSES = ("run", "walk")
-VALIDATION = Validation(np.array([0, 1, 1], np.int32), np.array([[2, 0], [1, 0], [0, 3]], np.float32))
+VALIDATION = Validation(
+    np.array([0, 1, 1], np.int32),
+    np.array([[2, 0], [1, 0], [0, 3]], np.float32),
+    np.array([[0, 1], [0, 1], [0, 1]], np.float32),
+)
+CROSS_VALIDATION = CrossValidation(0.5, 0.1, 0.75, 0.625, 0.25)
 
 
-def _row(epoch: int, validation: Validation | None = VALIDATION) -> dict[str, Any]:
+def _row(
+    epoch: int,
+    validation: Validation | None = VALIDATION,
+    cross_validation: CrossValidation | None = CROSS_VALIDATION,
+) -> dict[str, Any]:
     sums, spent = StepSums(loss=4.0 / epoch, correct=3.0, weight=8.0), EpochTime(2.0, 0.5, 8)
-    return history_row(epoch, sums, validation, learning_rate=1e-3, spent=spent)
+    return history_row(epoch, sums, validation, cross_validation, learning_rate=1e-3, spent=spent)
 
 
 def _shown_clips() -> tuple[dict[str, tf.Tensor], np.ndarray]:
@@ -44,15 +54,17 @@ def test_the_row_of_an_epoch() -> None:
     row = _row(2)
     assert tuple(row) == HISTORY_COLUMNS
     assert row == {
-        "epoch": 2, "loss": 0.25, "accuracy": 0.375, **VALIDATION.metrics(), "learning_rate": 1e-3,
-        "seconds": 2.0, "data_wait": 0.25,
+        "epoch": 2, "loss": 0.25, "accuracy": 0.375, **VALIDATION.metrics(), "cv_loss": 0.5,
+        "cv_loss_error": 0.1, "cv_accuracy": 0.75, "linear_cv_accuracy": 0.625, "network_share": 0.25,
+        "learning_rate": 1e-3, "seconds": 2.0, "data_wait": 0.25,
     }  # fmt: skip
 
 
 def test_the_row_of_an_epoch_without_validation() -> None:
-    row = _row(1, validation=None)
+    row = _row(1, validation=None, cross_validation=None)
     assert tuple(row) == HISTORY_COLUMNS
-    assert [row[name] for name in ("val_loss", "val_loss_error", "val_accuracy")] == [None, None, None]
+    given = {"epoch", "loss", "accuracy", "learning_rate", "seconds", "data_wait"}
+    assert {name for name, value in row.items() if value is not None} == given
 
 
 def _scaled_optimizer() -> keras.Optimizer:
@@ -66,8 +78,9 @@ def _scaled_optimizer() -> keras.Optimizer:
     [
         pytest.param(
             VALIDATION, keras.optimizers.SGD,
-            "Epoch 2/5: loss 0.2500, accuracy 0.375, val_loss 0.4963, val_accuracy 0.667; "
-            "learning rate 0.001, 123.5 clips/s, 25 % of the time waiting for data.",
+            "Epoch 2/5: loss 0.2500, accuracy 0.375, val_loss 0.4963, val_accuracy 0.667, cv_loss 0.5000, "
+            "cv_accuracy 0.750, network's share 0.25; learning rate 0.001, 123.5 clips/s, 25 % of the time "
+            "waiting for data.",
             id="usual",
         ),
         pytest.param(
@@ -91,7 +104,7 @@ def test_the_line_of_an_epoch(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.INFO):
-        row = _row(2, validation)
+        row = _row(2, validation, CROSS_VALIDATION if validation else None)
         log_epoch(row, epochs=5, clips_per_sec=123.46, optimizer=make_optimizer(), num_steps=7)
     assert caplog.messages == [expected]
 
@@ -148,7 +161,7 @@ def test_pictures_are_drawn_once_a_minute(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_without_validation_only_the_curves_are_drawn(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    RunLog(folder, CLASSES, _shown_clips).write([_row(1, None)], None, is_last=True, loss_scale=None)
+    RunLog(folder, CLASSES, _shown_clips).write([_row(1, None, None)], None, is_last=True, loss_scale=None)
     assert folder.learning_curves.exists()
     tags = {tag for _, tag, _ in _events(folder)}
     assert tags == {"loss", "accuracy", "learning_rate", "seconds", "data_wait"}

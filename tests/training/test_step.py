@@ -40,6 +40,7 @@ def _steps(
         config,
         model=model,
         ensemble=keras.Model({"features": inputs}, members),
+        answers=keras.Model({"features": inputs}, [model.output, model.output]),
         optimizer=built,
         strategy=tf.distribute.get_strategy(),
         class_weights=np.array(class_weights, np.float32),

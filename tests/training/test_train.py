@@ -55,7 +55,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, train_config: MakeConfig)
 def uncached(
     tmp_path_factory: pytest.TempPathFactory, train_config: MakeConfig
 ) -> tuple[RunFolder, list[int]]:
-    """The first epoch of the same without a cache, and the frames of each forward pass of the backbone."""
+    """An epoch of the notebook's head without a cache, and the frames of each pass through the backbone."""
     counted: list[int] = []
     original = keras.layers.Conv2D.call
 
@@ -67,7 +67,7 @@ def uncached(
     run_dir = tmp_path_factory.mktemp("uncached") / "run"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(keras.layers.Conv2D, "call", count)
-        train.train(train_config(run_dir, epochs=1, cache_features="off"))
+        train.train(train_config(run_dir, head="notebook", epochs=1, cache_features="off"))
     return RunFolder(run_dir), counted
 
 
@@ -349,16 +349,19 @@ def test_a_fine_tuned_run_with_augmentation_that_was_killed_ends_bit_identical(
     _assert_bit_identical(tmp_path / "killed", tmp_path / "straight")
 
 
-def test_the_cache_changes_no_loss(uncached: tuple[RunFolder, list[int]], finished: RunFolder) -> None:
+def test_the_cache_changes_no_loss(
+    tmp_path: Path, uncached: tuple[RunFolder, list[int]], train_config: MakeConfig
+) -> None:
     folder, _ = uncached
-    np.testing.assert_allclose(_losses(folder.path), _losses(finished.path)[:1], rtol=1e-5)
+    train.train(train_config(tmp_path, head="notebook", epochs=1))
+    np.testing.assert_allclose(_losses(folder.path), _losses(tmp_path), rtol=1e-5)
 
 
 def test_only_real_frames_pass_the_backbone(uncached: tuple[RunFolder, list[int]], dataset: Dataset) -> None:
     """8 train clips: 4 frames of each long video, and 1, 2, 3, 4 of the short ones that are in train."""
-    _, (standardization, *steps) = uncached
+    _, (linear_part, *steps) = uncached
     frames = sum(int(row["frames_kept"]) for row in dataset.clip_rows("train"))
-    assert standardization == frames
+    assert linear_part == frames
     fillers = 1
     assert sum(steps[:3]) == frames + fillers
 
@@ -400,7 +403,8 @@ def test_frames_are_sampled_from_the_cache_of_all_frames(
 @pytest.mark.slow
 def test_sampling_frames_from_the_cache_changes_no_loss(tmp_path: Path, train_config: MakeConfig) -> None:
     for cache_features in ("on", "off"):
-        train.train(train_config(tmp_path / cache_features, cache_features=cache_features, num_frames=3))
+        run_dir = tmp_path / cache_features
+        train.train(train_config(run_dir, head="notebook", cache_features=cache_features, num_frames=3))
     np.testing.assert_allclose(_losses(tmp_path / "on"), _losses(tmp_path / "off"), rtol=1e-4)
 
 
@@ -446,7 +450,7 @@ def test_early_stopping_needs_a_validation_split(
 
 
 @pytest.mark.slow
-def test_the_clips_of_a_non_finite_loss_are_named(
+def test_a_clip_with_non_finite_features_is_named(
     tmp_path: Path, train_config: MakeConfig, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = feature_cache.cached_features
@@ -459,15 +463,9 @@ def test_the_clips_of_a_non_finite_loss_are_named(
         return dataclasses.replace(table, features=features)
 
     monkeypatch.setattr(feature_cache, "cached_features", poison)
-    with pytest.raises(TrainError, match="Non-finite loss or gradient") as raised:
-        train.train(train_config(tmp_path / "run", head="notebook", checkpoint_every=1))
-    found = re.search(r"in epoch 1, step (\d), on (.*?)\. Earlier", str(raised.value))
-    assert found is not None
-    step, names = int(found[1]), found[2].split(", ")
-    assert dataset.video_ids("train")[5] in names
-    assert len(names) == (2 if step == 3 else 3)
-    saved = [path.name for path in RunFolder(tmp_path / "run").checkpoint_paths()]
-    assert saved[-1:] == ([f"step-{step - 1:08d}.npz"] if step > 1 else [])
+    name = re.escape(dataset.video_ids("train")[5])
+    with pytest.raises(TrainError, match=f"features of 1 training clips are NaN or Inf; the first is {name}"):
+        train.train(train_config(tmp_path / "run"))
 
 
 def test_class_weights_follow_the_clips_of_each_class(
@@ -726,7 +724,9 @@ def test_a_batch_size_that_auto_found_holds_for_all_starts(
     folder, config = RunFolder(tmp_path), train_config(tmp_path, batch_size=None)
     sizes: list[int] = []
 
-    def run_loop(_: TrainConfig, __: Dataset, ___: Trainee, batches: Batches, **____: object) -> dict:
+    def run_loop(
+        _: TrainConfig, __: Dataset, ___: Trainee, batches: Batches, *____: object, **_____: object
+    ) -> dict:
         sizes.append(batches.batch_size)
         variables = [keras.Variable(0.0)]
         state = {"step": 4, "history": [], "settings": folder.read_settings()}

@@ -25,8 +25,6 @@ _NOTEBOOK_BATCH, _NOTEBOOK_EPOCHS, _NOTEBOOK_VAL = 64, 10, 0.1
 
 # Data, seed and a folder for the run -> the probabilities of the test clips, float [N, C].
 Fit = Callable[[Data, int, Path], np.ndarray]
-# Features [B, T, D], mask [B, T] and the rate of all dropout layers -> what builds the ensemble members.
-BuildHead = Callable[..., "MemberBuilder"]
 
 
 @dataclass(frozen=True)
@@ -47,21 +45,28 @@ class Method:
     trains_backbone: bool = False
 
 
-def fit_probe(data: Data, seed: int, run_dir: Path) -> np.ndarray:
-    """Fits a logistic regression to the mean absolute difference of successive frames' features."""
+def fit_probe(data: Data, seed: int, run_dir: Path, *, deviation: bool) -> np.ndarray:
+    """Fits a logistic regression to the mean absolute difference of successive frames' features.
+
+    With `deviation` also to the standard deviation over time.
+    """
     del seed, run_dir
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    def mean_change(table: "FeatureTable") -> np.ndarray:
-        change = np.abs(np.diff(table.features, axis=1)) * table.mask[:, 1:, np.newaxis]
-        return change.sum(axis=1) / table.mask[:, 1:].sum(axis=1, keepdims=True).clip(1)
+    def statistics(table: "FeatureTable") -> np.ndarray:
+        real = table.mask[:, :, np.newaxis]
+        change = np.abs(np.diff(table.features, axis=1)) * real[:, 1:]
+        found = [change.sum(axis=1) / real[:, 1:].sum(axis=1).clip(1)]
+        if deviation:
+            found.append(np.std(table.features, axis=1, where=np.broadcast_to(real, table.features.shape)))
+        return np.concatenate(found, axis=1)
 
     train, _ = data.train_and_val()
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=3000))
-    probabilities: np.ndarray = probe.fit(mean_change(train), train.label).predict_proba(
-        mean_change(data.tables["test"])
+    probabilities: np.ndarray = probe.fit(statistics(train), train.label).predict_proba(
+        statistics(data.tables["test"])
     )
     return probabilities
 
@@ -101,23 +106,26 @@ def fit_frozen(
     data: Data, seed: int, run_dir: Path, *, head: str = "motion", ensemble_size: int | None = None
 ) -> np.ndarray:
     """Trains the recipe `frozen` on all stored frames."""
-    train_head(run_config("frozen", data, seed, run_dir, head=head, ensemble_size=ensemble_size), data)
+    if not _is_finished(run_dir):
+        train_head(run_config("frozen", data, seed, run_dir, head=head, ensemble_size=ensemble_size), data)
     return predict_test(run_dir, data)
 
 
-def fit_control(
-    data: Data,
-    seed: int,
-    run_dir: Path,
-    *,
-    build: BuildHead,
-    ensemble_size: int | None = None,
-) -> np.ndarray:
-    """Trains the recipe `frozen` with another network in place of the motion head."""
+def fit_part(data: Data, seed: int, run_dir: Path, *, part: str) -> np.ndarray:
+    """Takes one part of the motion run of the same seed: its linear part, or its network, alone."""
+    motion = _same_run_of("motion", run_dir)
+    if not _is_finished(motion):
+        fit_frozen(data, seed, motion)
+    return predict_test(motion, data, part=part)
+
+
+def fit_shuffled_frames(data: Data, seed: int, run_dir: Path) -> np.ndarray:
+    """Trains the recipe `frozen` with a network that sees frames in a meaningless order."""
     from vidpipe.model.heads import HEADS
 
-    with mock.patch.dict(HEADS, motion=replace(HEADS["motion"], build=build)):
-        return fit_frozen(data, seed, run_dir, ensemble_size=ensemble_size)
+    shuffled = replace(HEADS["motion"], build=shuffled_frames_head)
+    with mock.patch.dict(HEADS, motion=shuffled):
+        return fit_frozen(data, seed, run_dir)
 
 
 def fit_random_frames(data: Data, seed: int, run_dir: Path, *, temporal_crops: int) -> np.ndarray:
@@ -125,12 +133,10 @@ def fit_random_frames(data: Data, seed: int, run_dir: Path, *, temporal_crops: i
 
     Evaluations with several numbers of temporal crops share one run.
     """
-    from vidpipe.training.run_folder import RunFolder
-
     run_dir = _same_run_of("random_frames", run_dir)
     config = run_config("frozen", data, seed, run_dir)
     config = replace(config, num_frames=math.ceil(data.dataset.clip.num_frames / 2))
-    if not RunFolder(run_dir).is_finished:
+    if not _is_finished(run_dir):
         train_head(config, data)
     return predict_test(run_dir, data, num_frames=config.num_frames, temporal_crops=temporal_crops)
 
@@ -143,7 +149,7 @@ def fit_fine_tuned(data: Data, seed: int, run_dir: Path, *, block: str, augment:
     from vidpipe.training.train import train
 
     frozen = _same_run_of("motion", run_dir)
-    if not RunFolder(frozen).is_finished:
+    if not _is_finished(frozen):
         fit_frozen(data, seed, frozen)
     config = run_config("fine_tune", data, seed, run_dir, fine_tune=block)
     train(replace(config, init_from=str(frozen), augment=augment))
@@ -168,6 +174,7 @@ def train_head(config: TrainConfig, data: Data) -> None:
     from vidpipe.model.model_file import ModelMetadata, save_model
     from vidpipe.training.batches import feature_batches
     from vidpipe.training.epoch_steps import EpochSteps
+    from vidpipe.training.head_fit import HeadFit, TrainingClips, cross_fitting_folds, member_weights
     from vidpipe.training.loop import Loop
     from vidpipe.training.run_folder import RunFolder
     from vidpipe.training.stop_signal import StopSignal
@@ -180,13 +187,23 @@ def train_head(config: TrainConfig, data: Data) -> None:
     trainee, _ = build_trainee(
         config, dataset, num_frames=num_frames, strategy=tf.distribute.get_strategy(), precision="float32"
     )
+    table, videos = data.tables["train"], data.videos["train"]
+    video_ids, group = videos["video_id"].tolist(), videos["group"].tolist()
+    fold = None
+    if trainee.is_cross_fitted:
+        fold = cross_fitting_folds(table.label, group, trainee.ensemble_size)
+    class_weights = np.ones(len(dataset.classes), np.float32)
     batches = feature_batches(
         data.tables,
         dataset,
-        video_ids=data.videos["train"]["video_id"].tolist(),
+        video_ids=video_ids,
         batch_size=config.batch_size,
         seed=config.seed,
         num_frames=num_frames,
+        weight=None if fold is None else member_weights(fold, trainee.ensemble_size),
+    )
+    clips = TrainingClips(
+        batches=batches.train_in_order, video_ids=video_ids, group=group, class_weights=class_weights
     )
     folder.path.mkdir(parents=True, exist_ok=True)
     epoch_steps = EpochSteps(
@@ -194,7 +211,7 @@ def train_head(config: TrainConfig, data: Data) -> None:
         trainee=trainee,
         batches=batches,
         folder=folder,
-        class_weights=np.ones(len(dataset.classes), np.float32),
+        class_weights=class_weights,
         stop=stop,
     )
     metadata = ModelMetadata(dataset.classes, dataset.clip, num_frames)
@@ -203,6 +220,7 @@ def train_head(config: TrainConfig, data: Data) -> None:
         trainee=trainee,
         batches=batches,
         epoch_steps=epoch_steps,
+        head_fit=HeadFit(trainee.model, config.model.head, clips, fold),
         folder=folder,
         stop=stop,
         settings=to_dict(config),
@@ -212,17 +230,32 @@ def train_head(config: TrainConfig, data: Data) -> None:
 
 
 def predict_test(
-    run_dir: Path, data: Data, *, num_frames: int | None = None, temporal_crops: int = 1
+    run_dir: Path,
+    data: Data,
+    *,
+    num_frames: int | None = None,
+    temporal_crops: int = 1,
+    part: str = "both",
 ) -> np.ndarray:
-    """Computes a frozen run's probabilities for the test clips, the mean over their crops: float32 [N, C]."""
+    """Computes a frozen run's probabilities for the test clips, the mean over their crops: float32 [N, C].
+
+    Args:
+      run_dir: of the run.
+      data: its test clips.
+      num_frames: frames of a clip; None for all stored ones.
+      temporal_crops: of a clip.
+      part: of the head: `both`, or `linear` or `network` alone.
+    """
     import tensorflow as tf
 
     from vidpipe.model.feature_dataset import eval_feature_dataset
-    from vidpipe.model.heads import classifier
+    from vidpipe.model.heads import SHARES, classifier
     from vidpipe.model.model_file import load_model
     from vidpipe.training.run_folder import RunFolder
 
     model, _ = load_model(RunFolder(run_dir).model)
+    if part != "both":
+        model.get_layer(SHARES).kernel.assign([1.0, 0.0] if part == "linear" else [0.0, 1.0])
     classify = classifier(model)
     batches = eval_feature_dataset(
         data.tables["test"],
@@ -233,19 +266,6 @@ def predict_test(
     logits = [classify(inputs, training=False)[weight > 0] for inputs, _, weight in batches]
     probabilities = tf.nn.softmax(tf.concat(logits, axis=0)).numpy()
     return probabilities.reshape(-1, temporal_crops, probabilities.shape[-1]).mean(axis=1)
-
-
-def mean_frame_head(features: Any, mask: Any, dropout: float | None = None) -> "MemberBuilder":
-    """Builds a control head: the mean of the real frames' standardized features, behind dropout."""
-    del dropout
-    from keras import layers, ops
-
-    from vidpipe.model.heads import STANDARDIZE
-
-    real = ops.expand_dims(ops.cast(mask, "float32"), -1)
-    standardized = layers.Normalization(dtype="float32", name=STANDARDIZE)(features) * real
-    mean_frame = ops.sum(standardized, axis=1) / ops.sum(real, axis=1)
-    return lambda number: layers.Dropout(0.5, name=f"dropout_{number}")(mean_frame)
 
 
 def shuffled_frames_head(features: Any, mask: Any, dropout: float | None = None) -> "MemberBuilder":
@@ -260,6 +280,12 @@ def shuffled_frames_head(features: Any, mask: Any, dropout: float | None = None)
     return motion_head(ops.take_along_axis(features, order[:, :, None], axis=1), mask, dropout)
 
 
+def _is_finished(run_dir: Path) -> bool:
+    from vidpipe.training.run_folder import RunFolder
+
+    return RunFolder(run_dir).is_finished
+
+
 def _same_run_of(method: str, run_dir: Path) -> Path:
     """Returns the run folder of another method, for the same seed and fold."""
     return run_dir.parents[2] / method / run_dir.parent.name / run_dir.name
@@ -269,16 +295,18 @@ def _same_run_of(method: str, run_dir: Path) -> Path:
 METHODS: dict[str, Method] = {
     "notebook": Method("notebook as listed", partial(fit_notebook, shuffled=False), is_notebook=True),
     "notebook_shuffled": Method("notebook shuffled", partial(fit_notebook, shuffled=True), is_notebook=True),
-    "probe": Method("linear probe", fit_probe),
+    "probe": Method("logistic regression, change", partial(fit_probe, deviation=False)),
+    "probe_deviation": Method(
+        "logistic regression, change and deviation", partial(fit_probe, deviation=True)
+    ),
     "motion": Method("motion", fit_frozen),
+    "linear": Method("motion, linear part alone", partial(fit_part, part="linear")),
+    "network": Method("motion, network alone", partial(fit_part, part="network")),
     "ensemble_of_1": Method("motion, ensemble of 1", partial(fit_frozen, ensemble_size=1)),
     "notebook_head": Method("notebook's head, recipe frozen", partial(fit_frozen, head="notebook")),
     "random_frames": Method("random frames", partial(fit_random_frames, temporal_crops=1)),
     "temporal_crops": Method("random frames, 2 temporal crops", partial(fit_random_frames, temporal_crops=2)),
-    "mean_frame": Method("control: mean frame", partial(fit_control, build=mean_frame_head, ensemble_size=1)),
-    "shuffled_frames": Method(
-        "control: motion on shuffled frames", partial(fit_control, build=shuffled_frames_head)
-    ),
+    "shuffled_frames": Method("control: motion on shuffled frames", fit_shuffled_frames),
     "block5": Method("block5", partial(fit_fine_tuned, block="block5"), trains_backbone=True),
     "block4": Method("block4", partial(fit_fine_tuned, block="block4"), trains_backbone=True),
     "block5_flip": Method(

@@ -14,13 +14,15 @@ notebook           the method that vidpipe replaces, on datasets with its own --
 notebook_shuffled  the same from a shuffled list
 probe              logistic regression on the mean absolute difference of successive frames' features; it has
                    no seed
+probe_deviation    the same on that and the standard deviation over time
 motion             train.py --recipe=frozen
+linear, network    the linear part, or the network, of these runs alone
 ensemble_of_1      the same with --ensemble_size=1
 notebook_head      the same with --head=notebook
 random_frames      motion with half of the stored frames, sampled randomly in each epoch (--num_frames)
 temporal_crops     the same runs, evaluated with --temporal_crops=2
-mean_frame         control: the mean of the frames' features alone, without their order
-shuffled_frames    control: the motion head on frames in a meaningless order (by a hash of their features)
+shuffled_frames    control: motion whose network sees frames in a meaningless order (by a hash of their
+                   features)
 block5, block4     train.py --recipe=fine_tune, initialized from the motion run of the same seed
 block5_flip,       the same with --augment=flip
 block4_flip
@@ -33,10 +35,10 @@ All rows are trained on train, the epoch is selected on val, and the accuracy is
 group, and each part is predicted by a model that was trained on the other parts, to its last epoch. Each seed
 splits in its own way. Make your decisions with --cross_validate, and use the test split once.
 
-The table has the mean, lowest and highest accuracy over the seeds, the standard deviation (sd), and the
-difference to the better notebook row (without one, to the best motion row). Its 95 % interval is a bootstrap
-over clips, of each clip's mean over the seeds: it covers the choice of the clips, not that of the training
-videos.
+The table has the mean, lowest and highest accuracy over the seeds, the standard deviation (sd), the mean log
+loss, and differences to the row --reference (left out: the better notebook row; without one, the best
+motion row). Their 95 % intervals are a bootstrap over clips, of each clip's mean over the seeds: they cover
+the choice of the clips, not that of the training videos.
 """
 
 import json
@@ -77,24 +79,33 @@ class TableConfig:
         None, help="Train only these rows, separated by commas, such as motion,probe.", group=_MAIN
     )
     seeds: int = setting(5, help="Number of seeds.", group=_MAIN, at_least=2)
+    reference: str | None = setting(
+        None, help="The row that the others are compared with, such as probe.", group=_MAIN
+    )
     cross_validate: bool = setting(
         False, help="Cross-validate within train and val; the test split is not used.", group=_MAIN
     )
 
     def __post_init__(self) -> None:
         check(self)
-        unknown = sorted(set(self.rows or ()) - set(METHODS))
+        named = {*(self.rows or ()), *([self.reference] if self.reference else [])}
+        unknown = sorted(named - set(METHODS))
         if unknown:
             raise ConfigError(f"There is no row {unknown[0]}; there are {', '.join(METHODS)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """The mean accuracy of a row minus that of another row, the reference, with its 95 % interval."""
+    """The mean accuracy of a row minus that of another row, the reference; likewise the log loss.
+
+    Each has its 95 % interval.
+    """
 
     reference: str
     mean: float
     ci95: tuple[float, float]
+    loss: float
+    loss_ci95: tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +116,7 @@ class Row:
       name: the method and the sampling.
       clips, seeds: how many.
       mean, lowest, highest, standard_deviation: of the accuracy, over the seeds.
+      loss: the mean log loss.
       difference: to the row that all others are compared with; None for that row itself.
     """
 
@@ -115,12 +127,13 @@ class Row:
     lowest: float
     highest: float
     standard_deviation: float
+    loss: float
     difference: Difference | None = None
 
 
 _read_config = _COMMAND.settings(TableConfig)
-# By (method, sampling): whether each clip was classified correctly, bool [seeds, N].
-Correct = Mapping[tuple[str, str], np.ndarray]
+# By (method, sampling): whether each clip was classified correctly, 0 or 1, and its log loss, [seeds, 2, N].
+Scores = Mapping[tuple[str, str], np.ndarray]
 
 
 def main(arguments: list[str]) -> None:
@@ -128,8 +141,8 @@ def main(arguments: list[str]) -> None:
     del arguments
     config = _read_config()
     command_line.load_tensorflow()
-    with _only_warnings("vidpipe.model", "vidpipe.training"):
-        table = make_table(train_rows(config))
+    with _only_warnings("vidpipe.model", "vidpipe.training", "vidpipe.progress"):
+        table = make_table(train_rows(config), config.reference)
     path = Path(config.work_dir, "table.json")
     path.write_text(json.dumps([asdict(row) for row in table], indent=2) + "\n", encoding="utf-8")
     print_table(table)
@@ -148,33 +161,34 @@ def _only_warnings(*loggers: str) -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def train_rows(config: TableConfig) -> Correct:
+def train_rows(config: TableConfig) -> Scores:
     """Trains and evaluates all rows on all datasets, with all seeds.
 
     Raises:
       TableError: the datasets cannot be compared, or none of the rows can be trained on them.
     """
     check_datasets(config.data_dir)
-    correct = {}
+    scores = {}
     for data_dir in config.data_dir:
         data = read_data(data_dir, config.backbone_weights)
         folder, sampling = Path(config.work_dir, data.key()), data.dataset.clip.sampling
         for method in methods_for(sampling, config):
             by_seed = []
             for seed in range(1, config.seeds + 1):
-                found = correct_clips(
+                found = clip_scores(
                     method, data, folder / method / str(seed), seed=seed, cross_validate=config.cross_validate
                 )
                 name = row_name(method, sampling)
-                _log.info("%s, seed %d: %d of %d clips correct", name, seed, found.sum(), len(found))
+                num_correct, num_clips = int(found[0].sum()), found.shape[1]
+                _log.info("%s, seed %d: %d of %d clips correct", name, seed, num_correct, num_clips)
                 by_seed.append(found)
-            correct[method, sampling] = np.stack(by_seed)
-    if not correct:
+            scores[method, sampling] = np.stack(by_seed)
+    if not scores:
         raise TableError(
             "None of the rows can be trained: those of the notebook need a dataset with --sampling=head, and "
             "fine-tuned rows cannot be cross-validated."
         )
-    return correct
+    return scores
 
 
 def methods_for(sampling: str, config: TableConfig) -> list[str]:
@@ -188,8 +202,8 @@ def methods_for(sampling: str, config: TableConfig) -> list[str]:
     ]
 
 
-def correct_clips(method: str, data: Data, folder: Path, *, seed: int, cross_validate: bool) -> np.ndarray:
-    """Returns whether each clip is classified correctly, bool [N].
+def clip_scores(method: str, data: Data, folder: Path, *, seed: int, cross_validate: bool) -> np.ndarray:
+    """Returns whether each clip is classified correctly, 0 or 1, and its log loss, float [2, N].
 
     The result is written to the folder, and read from there in later calls.
     """
@@ -198,14 +212,15 @@ def correct_clips(method: str, data: Data, folder: Path, *, seed: int, cross_val
         fit = METHODS[method].fit
         if cross_validate:
             label = data.train_and_val()[0].label
-            predicted = np.empty_like(label)
+            probabilities = np.empty((len(label), len(data.dataset.classes)))
             for number, (indices, fold) in enumerate(folds(data, seed)):
-                predicted[indices] = fit(fold, seed, folder / f"fold{number}").argmax(axis=1)
+                probabilities[indices] = fit(fold, seed, folder / f"fold{number}")
         else:
             label = data.tables["test"].label
-            predicted = fit(data, seed, folder / "run").argmax(axis=1)
+            probabilities = fit(data, seed, folder / "run")
         folder.mkdir(parents=True, exist_ok=True)
-        np.save(path, predicted == label)
+        of_label = probabilities[np.arange(len(label)), label].clip(np.finfo(np.float64).eps)
+        np.save(path, np.stack([probabilities.argmax(axis=1) == label, -np.log(of_label)]))
     return np.load(path)
 
 
@@ -214,32 +229,41 @@ def row_name(method: str, sampling: str) -> str:
     return f"{METHODS[method].label}, {sampling}"
 
 
-def make_table(correct: Correct) -> list[Row]:
-    """Makes the rows of the table."""
+def make_table(scores: Scores, reference_method: str | None = None) -> list[Row]:
+    """Makes the rows of the table.
+
+    Args:
+      scores: of the rows.
+      reference_method: the others are compared with its best row; None for the notebook's, or motion.
+    """
     from vidpipe.evaluation.significance import bootstrap_interval
 
-    references = [key for key in correct if METHODS[key[0]].is_notebook]
-    references = references or [key for key in correct if key[0] == "motion"]
-    reference = max(references, key=lambda key: float(correct[key].mean()), default=None)
+    references = [key for key in scores if METHODS[key[0]].is_notebook]
+    if reference_method is not None or not references:
+        references = [key for key in scores if key[0] == (reference_method or "motion")]
+    reference = max(references, key=lambda key: float(scores[key][:, 0].mean()), default=None)
     table = []
-    for key, of_seeds in correct.items():
-        by_seed = of_seeds.mean(axis=1)
+    for key, of_seeds in scores.items():
+        by_seed, losses = of_seeds[:, 0].mean(axis=1), of_seeds[:, 1]
         difference = None
         if reference is not None and key != reference:
-            own, other = of_seeds.mean(axis=0), correct[reference].mean(axis=0)
+            own, other = of_seeds.mean(axis=0), scores[reference].mean(axis=0)
             difference = Difference(
                 reference=row_name(*reference),
-                mean=float((own - other).mean()),
-                ci95=bootstrap_interval(own, other),
+                mean=float((own - other)[0].mean()),
+                ci95=bootstrap_interval(own[0], other[0]),
+                loss=float((own - other)[1].mean()),
+                loss_ci95=bootstrap_interval(own[1], other[1]),
             )
         row = Row(
             name=row_name(*key),
-            clips=of_seeds.shape[1],
+            clips=of_seeds.shape[2],
             seeds=len(of_seeds),
             mean=float(by_seed.mean()),
             lowest=float(by_seed.min()),
             highest=float(by_seed.max()),
             standard_deviation=float(by_seed.std(ddof=1)),
+            loss=float(losses.mean()),
             difference=difference,
         )
         table.append(row)
@@ -250,15 +274,17 @@ def print_table(table: list[Row]) -> None:
     """Prints the table, in percent."""
     width = max(30, *(len(row.name) for row in table))
     differences = [row.difference for row in table if row.difference is not None]
-    columns = f"{'mean':>6} {'lowest':>7} {'highest':>8} {'sd':>5}"
-    heading = "   difference (95 % interval)" if differences else ""
+    columns = f"{'mean':>6} {'lowest':>7} {'highest':>8} {'sd':>5} {'loss':>6}"
+    heading = "   differences (95 % intervals) of accuracy, loss" if differences else ""
     print(f"{'accuracy in percent':{width}} {columns}{heading}")
     for row in table:
         numbers = f"{100 * row.mean:6.1f} {100 * row.lowest:7.1f} {100 * row.highest:8.1f}"
-        line = f"{row.name:{width}} {numbers} {100 * row.standard_deviation:5.1f}"
+        line = f"{row.name:{width}} {numbers} {100 * row.standard_deviation:5.1f} {row.loss:6.3f}"
         if row.difference is not None:
             low, high = (100 * bound for bound in row.difference.ci95)
             line += f"   {100 * row.difference.mean:+.1f} ({low:+.1f} to {high:+.1f})"
+            low, high = row.difference.loss_ci95
+            line += f", {row.difference.loss:+.3f} ({low:+.3f} to {high:+.3f})"
         print(line)
     compared = f" Differences are to: {differences[0].reference}." if differences else ""
     print(f"{table[0].seeds} seeds, {table[0].clips} clips.{compared}")

@@ -153,7 +153,7 @@ def training_step(
     """
     import tensorflow as tf
 
-    from vidpipe.model.heads import ensemble_logits
+    from vidpipe.model.heads import ensemble_logits, with_linear_logits
     from vidpipe.training.optimizer import build_optimizer, layer_scales
     from vidpipe.training.step import Steps
 
@@ -171,6 +171,7 @@ def training_step(
         run,
         model=model,
         ensemble=ensemble_logits(model),
+        answers=with_linear_logits(model),
         optimizer=build_optimizer(
             run.optimizer, model.trainable_variables, scales=scales, precision=precision
         ),

@@ -20,8 +20,14 @@ from vidpipe.config import ClipSpec, EvaluationConfig
 from vidpipe.data import input_pipeline, records, shards
 from vidpipe.data.dataset import Dataset, open_dataset
 from vidpipe.errors import VidpipeError
-from vidpipe.evaluation.metrics import classification_report, compute_metrics, precision_recall_curves
+from vidpipe.evaluation.metrics import (
+    classification_report,
+    compute_metrics,
+    linear_baseline,
+    precision_recall_curves,
+)
 from vidpipe.evaluation.report import EvaluationReport, evaluation_page
+from vidpipe.model.heads import with_linear_logits
 from vidpipe.model.model_file import ModelMetadata, load_model
 from vidpipe.progress import Progress
 from vidpipe.storage import files
@@ -67,7 +73,7 @@ def evaluate(config: EvaluationConfig) -> Evaluation:
         _check_crops(config, metadata, dataset)
         dataset.fetch(config.split)
         rows = dataset.clip_rows(config.split)
-        labels, probabilities = _predict(model, dataset, config, num_frames=metadata.num_frames)
+        labels, probabilities, linear = _predict(model, dataset, config, num_frames=metadata.num_frames)
         check_rows(rows, labels, dataset)
         mistakes, uncertain = clips_to_show(labels, probabilities, _CLIPS_SHOWN)
         frames = _read_frames(dataset, config.split, [*mistakes, *uncertain], metadata.spec)
@@ -77,6 +83,8 @@ def evaluate(config: EvaluationConfig) -> Evaluation:
         "spatial_crops": config.spatial_crops,
         "dataset_fingerprint": dataset.info.fingerprint,
     } | compute_metrics(labels, probabilities, metadata.classes)
+    # A model of an earlier version has no linear part.
+    metrics["linear_part"] = linear_baseline(labels, probabilities, linear) if linear.size else None
     report = EvaluationReport(
         name=run.path.resolve().name,
         metrics=metrics,
@@ -188,8 +196,11 @@ def _check_crops(config: EvaluationConfig, metadata: ModelMetadata, dataset: Dat
 
 def _predict(
     model: keras.Model, dataset: Dataset, config: EvaluationConfig, *, num_frames: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns labels, int32 [N], and probabilities, float32 [N, C], the mean over the crops of each video."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns labels int32 [N], probabilities float32 [N, C], and those of the linear part alone.
+
+    Probabilities are the mean over the crops of each video. Without a linear part the last are [N, 0].
+    """
     num_crops = config.temporal_crops * config.spatial_crops
     total = dataset.num_clips(config.split) * num_crops
     batches = input_pipeline.eval_dataset(
@@ -200,17 +211,24 @@ def _predict(
         temporal_crops=config.temporal_crops,
         spatial_crops=config.spatial_crops,
     )
-    step = tf.function(lambda inputs: tf.nn.softmax(model(inputs, training=False)))
-    labels, scores = [], []
+    answers = with_linear_logits(model)
+    step = tf.function(lambda inputs: [tf.nn.softmax(each) for each in answers(inputs, training=False)])
+    labels: list[np.ndarray] = []
+    scores: tuple[list[np.ndarray], list[np.ndarray]] = [], []
     with Progress(f"Evaluating {config.split}", total, "crops" if num_crops > 1 else "clips") as progress:
         for inputs, label, weight in batches:
             real = weight.numpy() > 0
             labels.append(label.numpy()[real])
-            scores.append(step(inputs).numpy()[real])
+            for of_all, of_batch in zip(scores, step(inputs), strict=True):
+                of_all.append(of_batch.numpy()[real])
             progress.advance(int(real.sum()))
-    per_crop = np.concatenate(scores)
-    probabilities = per_crop.reshape(-1, num_crops, per_crop.shape[1]).mean(axis=1)
-    return np.concatenate(labels)[::num_crops], probabilities
+    probabilities, linear = (
+        np.concatenate(per_crop).reshape(total // num_crops, num_crops, -1).mean(axis=1)
+        if per_crop[0].size
+        else np.zeros((total // num_crops, 0), np.float32)
+        for per_crop in scores
+    )
+    return np.concatenate(labels)[::num_crops], probabilities, linear
 
 
 def _read_frames(

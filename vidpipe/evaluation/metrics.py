@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from sklearn import metrics as sk
 
-from vidpipe.evaluation.significance import interval_of_mean, wilson_interval
+from vidpipe.evaluation.significance import interval_of_mean, paired_interval, wilson_interval
 
 _CALIBRATION_BINS = 15
 
@@ -44,7 +44,6 @@ def compute_metrics(
     precision, recall, f1, _ = sk.precision_recall_fscore_support(
         labels, predicted, labels=indices, average="weighted", zero_division=0
     )
-    of_label = probabilities[np.arange(num_clips), labels].astype(np.float64)
     calibration_error, calibration_bins = calibration(labels, probabilities)
     return {
         "num_clips": num_clips,
@@ -58,7 +57,7 @@ def compute_metrics(
         "recall_weighted": float(recall),
         "f1_weighted": float(f1),
         "mean_average_precision": float(np.mean([row["average_precision"] for row in occurring])),
-        "loss": float(-np.log(of_label.clip(np.finfo(np.float64).eps)).mean()),
+        "loss": _mean_loss(labels, probabilities),
         "majority_accuracy": int(clips_of_class.max()) / num_clips,
         "majority_class": classes[clips_of_class.argmax()],
         "calibration_error": calibration_error,
@@ -67,6 +66,42 @@ def compute_metrics(
         "confusion_matrix": confusion.tolist(),
         "classes": list(classes),
     }
+
+
+def linear_baseline(
+    labels: np.ndarray, probabilities: np.ndarray, linear_probabilities: np.ndarray
+) -> dict[str, Any]:
+    """Compares a model with its linear part alone, on the same clips.
+
+    Args:
+      labels: int [N], N >= 1.
+      probabilities: float [N, C].
+      linear_probabilities: of the linear part alone, float [N, C].
+
+    Returns:
+      `accuracy` and `loss` of the linear part; `difference`, the model's accuracy minus that, and
+      `difference_ci95`, its paired 95 % interval.
+    """
+    is_correct = probabilities.argmax(axis=1) == labels
+    is_correct_linear = linear_probabilities.argmax(axis=1) == labels
+    counts = [
+        int((ours & theirs).sum())
+        for ours, theirs in itertools.product(
+            (is_correct, ~is_correct), (is_correct_linear, ~is_correct_linear)
+        )
+    ]
+    both, only_model, only_linear, neither = counts
+    return {
+        "accuracy": float(is_correct_linear.mean()),
+        "loss": _mean_loss(labels, linear_probabilities),
+        "difference": float(is_correct.mean() - is_correct_linear.mean()),
+        "difference_ci95": list(paired_interval(both, only_model, only_linear, neither)),
+    }
+
+
+def _mean_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float(-np.log(of_label.clip(np.finfo(np.float64).eps)).mean())
 
 
 def calibration(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, list[dict[str, Any]]]:

@@ -26,6 +26,7 @@ def train_feature_dataset(
     epoch: int,
     num_frames: int,
     skip_batches: int = 0,
+    weight: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Builds one epoch of cached features: the same clips and frames in the same order as `train_dataset`.
 
@@ -38,17 +39,19 @@ def train_feature_dataset(
       epoch: likewise; each has its own.
       num_frames: frames sampled from each clip (T).
       skip_batches: batches to leave out from the start.
+      weight: float32 [clips, ...], of the clips; None for 1.
 
     Returns:
       A finite dataset of ({"features": [B, T, ...] with the table's dtype, "mask": bool [B, T]}, label int32
-      [B], weight float32 [B]); rows that only fill the last batch have weight 0.
+      [B], weight float32 [B, ...]); rows that only fill the last batch have weight 0.
     """
     indices = indices_in_epoch_order(
         dataset, split="train", seed=seed, epoch=epoch, skip_clips=skip_batches * batch_size
     )
     num_clips = len(table.label)
     if num_frames == table.mask.shape[1]:
-        return _batches(_all_frames(indices, table), table, num_clips, batch_size, skip_batches)
+        crops = _all_frames(indices, table)
+        return _batches(crops, table, num_clips, batch_size, skip_batches, weight)
     counts, names = tf.constant(_counts(table)), tf.constant(video_ids)
 
     def sample(index: tf.Tensor) -> _Crop:
@@ -57,7 +60,7 @@ def train_feature_dataset(
         return index, _pad_positions(positions, counts[index], num_frames)
 
     sampled = indices.map(sample, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return _batches(sampled, table, num_clips, batch_size, skip_batches)
+    return _batches(sampled, table, num_clips, batch_size, skip_batches, weight)
 
 
 def eval_feature_dataset(
@@ -106,11 +109,17 @@ def _pad_positions(positions: tf.Tensor, count: tf.Tensor, num_frames: int) -> t
 
 
 def _batches(
-    crops: tf.data.Dataset, table: FeatureTable, num_crops: int, batch_size: int, skip_batches: int = 0
+    crops: tf.data.Dataset,
+    table: FeatureTable,
+    num_crops: int,
+    batch_size: int,
+    skip_batches: int = 0,
+    weight: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Looks up the features of crops in batches. A filler has the index -1 and weight 0."""
     num_frames = crops.element_spec[1].shape[0]
     shape = (num_frames, *table.features.shape[2:])
+    weight = np.ones(len(table.label), np.float32) if weight is None else weight
 
     def take(
         indices: np.ndarray, positions: np.ndarray
@@ -118,18 +127,19 @@ def _batches(
         real = indices >= 0
         frames = indices[:, np.newaxis], positions
         mask = np.where(real[:, np.newaxis], table.mask[frames], np.arange(num_frames) < 1)
-        return table.features[frames], mask, table.label[indices] * real, real.astype(np.float32)
+        weights = weight[indices] * real.reshape(-1, *(1 for _ in weight.shape[1:]))
+        return table.features[frames], mask, table.label[indices] * real, weights
 
     def look_up(
         indices: tf.Tensor, positions: tf.Tensor
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
         dtypes = (tf.as_dtype(table.features.dtype), tf.bool, tf.int32, tf.float32)
         found = tf.numpy_function(take, [indices, positions], dtypes)
-        shapes = (shape, shape[:1], (), ())
-        features, mask, label, weight = (
+        shapes = (shape, shape[:1], (), weight.shape[1:])
+        features, mask, label, weights = (
             tf.ensure_shape(values, [batch_size, *rest]) for values, rest in zip(found, shapes, strict=True)
         )
-        return {"features": features, "mask": mask}, label, weight
+        return {"features": features, "mask": mask}, label, weights
 
     filler = tf.constant(-1, tf.int64), tf.zeros([num_frames], tf.int32)
     num_batches = math.ceil(num_crops / batch_size) - skip_batches

@@ -1,4 +1,7 @@
-"""Heads: the network from features and mask to logits, an ensemble whose members are trained side by side.
+"""Heads: the network from features and mask to logits.
+
+A head is an ensemble of networks that are trained side by side, and a linear part beside it, which
+`vidpipe.training.linear_part` fits. Their logits are added, each with its share.
 
 The letters of the shapes are explained in `vidpipe.model.fused`.
 """
@@ -13,11 +16,17 @@ from keras import layers, ops
 from vidpipe.config import ModelConfig
 from vidpipe.model.backbone import BACKBONES
 
-# Names of layers by which the functions below, and `vidpipe.model.standardization`, find tensors in a model,
-# also in a loaded model.keras.
+# Names of layers by which the functions below, and other modules, find tensors and variables in a model, also
+# in a loaded model.keras.
 STANDARDIZE = "standardize"
+LINEAR, SHARES = "linear", "shares"
 _FEATURES = "pooled"
+_STATISTICS = "statistics"
+_LINEAR_LOGITS = "linear_logits"
+_NETWORK_LOGITS = "network_logits"
 _ENSEMBLE = "members"
+# Statistics over a clip's frames, D numbers each, in the order of `statistics_of_clip`.
+NUM_STATISTICS = 3
 
 # Builds ensemble member i of a head: i -> [B, E], what the classifier of that member sees.
 MemberBuilder = Callable[[int], keras.KerasTensor]
@@ -48,35 +57,49 @@ def notebook_head(
 def motion_head(
     features: keras.KerasTensor, mask: keras.KerasTensor, dropout: float | None = None
 ) -> MemberBuilder:
-    """Builds an LSTM over changes between frames, plus the mean frame: [B, T, D] and bool [B, T] -> [B, E].
+    """Builds an LSTM over changes between frames: [B, T, D] and bool [B, T] -> [B, 64].
 
     Features are standardized (`vidpipe.model.standardization` computes the constants). The LSTM reads the
     differences between successive frames, signed for the direction and absolute for the amount, and never the
     features themselves: these show where a video was filmed, and from few videos an LSTM learns just that.
-    The mean over the frames, behind a strong dropout, adds the appearance.
-
-    With few videos the random start of a single member changes the accuracy by 3 to 6 points, hence the
-    ensemble. The measurements are in BUILD_NOTES.md.
+    The appearance is left to the linear part. The measurements are in BUILD_NOTES.md.
     """
-    moderate, strong = (0.5, 0.8) if dropout is None else (dropout, dropout)
+    rate = 0.5 if dropout is None else dropout
     real = ops.expand_dims(ops.cast(mask, "float32"), -1)
-    num_real = ops.sum(real, axis=1)
     standardized = layers.Normalization(dtype="float32", name=STANDARDIZE)(features) * real
-    previous = ops.concatenate([standardized[:, :1], standardized[:, :-1]], axis=1)
-    difference = (standardized - previous) * real
+    difference = _differences(standardized, mask)
     motion = ops.concatenate([difference, ops.abs(difference)], axis=-1)
-    mean_frame = ops.sum(standardized, axis=1) / num_real
 
     def build_member(number: int) -> keras.KerasTensor:
-        motion_dropout = layers.Dropout(moderate, name=f"motion_dropout_{number}")
-        step_dropout = layers.Dropout(moderate, name=f"step_dropout_{number}")
-        frame_dropout = layers.Dropout(strong, name=f"frame_dropout_{number}")
-        lstm = layers.LSTM(64, return_sequences=True, name=f"lstm_{number}")
-        steps = lstm(motion_dropout(motion), mask=mask)
-        mean_step = ops.sum(ops.cast(steps, "float32") * real, axis=1) / num_real
-        return ops.concatenate([step_dropout(mean_step), frame_dropout(mean_frame)], axis=-1)
+        dropped = layers.Dropout(rate, name=f"motion_dropout_{number}")(motion)
+        steps = layers.LSTM(64, return_sequences=True, name=f"lstm_{number}")(dropped, mask=mask)
+        mean_step = ops.sum(ops.cast(steps, "float32") * real, axis=1) / ops.sum(real, axis=1)
+        return layers.Dropout(rate, name=f"step_dropout_{number}")(mean_step)
 
     return build_member
+
+
+def statistics_of_clip(features: keras.KerasTensor, mask: keras.KerasTensor) -> keras.KerasTensor:
+    """Computes statistics over the real frames of a clip: [B, T, D] and bool [B, T] -> float32 [B, 3 D].
+
+    They are the mean absolute difference of successive frames (0 for a single frame), the standard deviation
+    over time, and the mean.
+    """
+    features = ops.cast(features, "float32")
+    real = ops.expand_dims(ops.cast(mask, "float32"), -1)
+    num_real = ops.sum(real, axis=1)
+    mean = ops.sum(features * real, axis=1) / num_real
+    change = ops.sum(ops.abs(_differences(features, mask)), axis=1) / ops.maximum(num_real - 1, 1)
+    squares = ops.square((features - ops.expand_dims(mean, 1)) * real)
+    # Not the root of 0: its gradient is infinite, and blocks of the backbone may be trained.
+    deviation = ops.sqrt(ops.maximum(ops.sum(squares, axis=1) / num_real, 1e-12))
+    return ops.concatenate([change, deviation, mean], axis=-1)
+
+
+def _differences(features: keras.KerasTensor, mask: keras.KerasTensor) -> keras.KerasTensor:
+    """Subtracts the frame before from each real frame: [B, T, D], zero for the first one and for padding."""
+    previous = ops.concatenate([features[:, :1], features[:, :-1]], axis=1)
+    return (features - previous) * ops.expand_dims(ops.cast(mask, "float32"), -1)
 
 
 @dataclass(frozen=True)
@@ -88,13 +111,18 @@ class Head:
         rates), and returns what builds the ensemble members. Each layer needs a fixed name: Keras numbers
         unnamed layers per process, and TensorFlow orders some sums by name.
       ensemble_size: members (M) unless ModelConfig.ensemble_size is set.
+      adds_linear_part: whether the linear part takes part in the answer; otherwise it is a baseline only.
     """
 
     build: Callable[[keras.KerasTensor, keras.KerasTensor, float | None], MemberBuilder]
     ensemble_size: int
+    adds_linear_part: bool
 
 
-HEADS = {"motion": Head(motion_head, ensemble_size=5), "notebook": Head(notebook_head, ensemble_size=1)}
+HEADS = {
+    "motion": Head(motion_head, ensemble_size=5, adds_linear_part=True),
+    "notebook": Head(notebook_head, ensemble_size=1, adds_linear_part=False),
+}
 
 
 def build_head(
@@ -102,9 +130,9 @@ def build_head(
 ) -> Callable[[keras.KerasTensor], keras.KerasTensor]:
     """Builds everything after the backbone, as a function that may be applied to several tensors of features.
 
-    Ensemble members differ in their initial weights and their dropout, each has a loss of its own in
-    training, and their logits are averaged (Lakshminarayanan et al., "Simple and Scalable Predictive
-    Uncertainty Estimation using Deep Ensembles", 2017).
+    Ensemble members differ in their initial weights, their dropout and perhaps their training clips, each has
+    a loss of its own in training, and their logits are averaged (Lakshminarayanan et al., "Simple and
+    Scalable Predictive Uncertainty Estimation using Deep Ensembles", 2017).
 
     Args:
       config: backbone, head, ensemble_size and dropout.
@@ -118,10 +146,10 @@ def build_head(
     known = HEADS[config.head]
     ensemble_size = known.ensemble_size if config.ensemble_size is None else config.ensemble_size
     build_member = known.build(features, mask, config.dropout)
-    members = [build_member(number) for number in range(ensemble_size)]
-    head = keras.Model([features, mask], ops.stack(members, axis=1), name="head")
+    members = ops.stack([build_member(number) for number in range(ensemble_size)], axis=1)
+    head = keras.Model([features, mask], [members, statistics_of_clip(features, mask)], name="head")
     # One matrix per member, initialized as that of a Dense layer: Glorot's uniform distribution.
-    limit = math.sqrt(6 / (members[0].shape[-1] + num_classes))
+    limit = math.sqrt(6 / (members.shape[-1] + num_classes))
     # float32 under every dtype policy: softmax and loss in half precision lose the small probabilities.
     logits = layers.EinsumDense(
         "bme,mec->bmc",
@@ -131,12 +159,29 @@ def build_head(
         dtype="float32",
         name="logits",
     )
+    # No step of an optimizer changes these two: the one is fitted to its optimum, the other cross-validated.
+    linear = layers.Dense(
+        num_classes, kernel_initializer="zeros", dtype="float32", trainable=False, name=LINEAR
+    )
+    shares = layers.EinsumDense(
+        "bmcs,s->bmc",
+        (ensemble_size, num_classes),
+        kernel_initializer="ones",
+        dtype="float32",
+        trainable=False,
+        name=SHARES,
+    )
     average = layers.GlobalAveragePooling1D(dtype="float32", name="average")
 
     def classify(backbone_features: keras.KerasTensor) -> keras.KerasTensor:
         # The Identity layers only give names to these tensors.
-        member_logits = logits(head([layers.Identity(name=_FEATURES)(backbone_features), mask]))
-        return average(layers.Identity(dtype="float32", name=_ENSEMBLE)(member_logits))
+        members, statistics = head([layers.Identity(name=_FEATURES)(backbone_features), mask])
+        of_network = layers.Identity(dtype="float32", name=_NETWORK_LOGITS)(logits(members))
+        of_clip = linear(layers.Identity(dtype="float32", name=_STATISTICS)(statistics))
+        of_clip = layers.Identity(dtype="float32", name=_LINEAR_LOGITS)(of_clip)
+        repeated = ops.repeat(ops.expand_dims(of_clip, 1), ensemble_size, axis=1)
+        both = shares(ops.stack([repeated, of_network], axis=-1))
+        return average(layers.Identity(dtype="float32", name=_ENSEMBLE)(both))
 
     return classify
 
@@ -150,6 +195,18 @@ def feature_extractor(model: keras.Model) -> keras.Model:
     return keras.Model(model.input, model.get_layer(_FEATURES).output)
 
 
+def statistics_extractor(model: keras.Model) -> keras.Model:
+    """Returns the part of a model before its linear part: its inputs -> features, and statistics of clips.
+
+    Args:
+      model: as in `feature_extractor`.
+
+    Returns:
+      A model with the outputs features [B, T, D] and float32 [B, 3 D], see `statistics_of_clip`.
+    """
+    return keras.Model(model.input, [model.get_layer(name).output for name in (_FEATURES, _STATISTICS)])
+
+
 def ensemble_logits(model: keras.Model) -> keras.Model:
     """Returns a model without the average over its ensemble: its inputs -> logits float32 [B, M, C].
 
@@ -159,14 +216,39 @@ def ensemble_logits(model: keras.Model) -> keras.Model:
     return keras.Model(model.input, model.get_layer(_ENSEMBLE).output, name=_ENSEMBLE)
 
 
+def network_logits(model: keras.Model) -> keras.Model:
+    """Returns the ensemble alone, without the linear part: its inputs -> logits float32 [B, M, C].
+
+    Args:
+      model: as in `feature_extractor`.
+    """
+    return keras.Model(model.input, model.get_layer(_NETWORK_LOGITS).output, name=_NETWORK_LOGITS)
+
+
+def with_linear_logits(model: keras.Model) -> keras.Model:
+    """Returns a model that also gives the answer of its linear part: its inputs -> two logits float32 [B, C].
+
+    For a model.keras of a version without linear part, the second output has no elements, [B, 0].
+
+    Args:
+      model: as in `feature_extractor`.
+    """
+    names = [layer.name for layer in model.layers]
+    if _LINEAR_LOGITS in names:
+        return keras.Model(model.input, [model.output, model.get_layer(_LINEAR_LOGITS).output])
+    return keras.Model(model.input, [model.output, model.output[:, :0]])
+
+
 def classifier(model: keras.Model) -> keras.Model:
     """Returns the part of a model after its features: {"features", "mask"} -> logits float32 [B, C].
 
     Args:
       model: as in `feature_extractor`.
     """
-    pooled = model.get_layer(_FEATURES).output
-    features = keras.Input(pooled.shape[1:], dtype=pooled.dtype, name="features")
-    mask = keras.Input(pooled.shape[1:2], dtype="bool", name="mask")
-    member_logits = model.get_layer("logits")(model.get_layer("head")([features, mask]))
-    return keras.Model({"features": features, "mask": mask}, model.get_layer("average")(member_logits))
+    pooled, mask = model.get_layer(_FEATURES).output, model.input["mask"]
+    after_features = keras.Model([pooled, mask], model.output)
+    inputs = {
+        "features": keras.Input(pooled.shape[1:], dtype=pooled.dtype, name="features"),
+        "mask": keras.Input(mask.shape[1:], dtype="bool", name="mask"),
+    }
+    return keras.Model(inputs, after_features([inputs["features"], inputs["mask"]]))

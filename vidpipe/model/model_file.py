@@ -17,6 +17,7 @@ import tensorflow as tf
 from vidpipe.config import ClipConfig, ClipSpec, from_dict
 from vidpipe.errors import VidpipeError, first_line
 from vidpipe.model.fused import FusedModel
+from vidpipe.model.heads import LINEAR, SHARES
 from vidpipe.model.standardization import refresh_standardization
 from vidpipe.storage.files import commit
 
@@ -136,7 +137,8 @@ def load_weights(model: FusedModel, path: Path, classes: tuple[str, ...]) -> Non
             f"{', '.join(classes)}."
         )
     layers = {
-        name: (source.get_layer(name), model.fused.get_layer(name)) for name in ("backbone", "head", "logits")
+        name: (source.get_layer(name), model.fused.get_layer(name))
+        for name in ("backbone", "head", "logits", LINEAR, SHARES)
     }
     for name, both in layers.items():
         found, expected = ([_describe(weight) for weight in layer.weights] for layer in both)

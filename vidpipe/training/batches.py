@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from vidpipe.config import TrainConfig
@@ -31,7 +32,8 @@ class Batches:
       num_clips: clips of an epoch.
       train: (epoch, batches to skip, number of workers, this worker) -> this worker's part of each step.
       val: (number of workers, this worker) -> likewise; None without a validation split.
-      first_inputs: inputs from the start of the train split, without fillers, for `Trainee.prepare`.
+      first_inputs: inputs from the start of the train split, without fillers, for the head's standardization.
+      train_in_order: (inputs, label, weight) of the train split in the order of its records.
       clips_of_step: (epoch, step in it, both from 0) -> the clips of a step's batch, for a message.
     """
 
@@ -40,6 +42,7 @@ class Batches:
     train: Callable[[int, int, int, int], tf.data.Dataset]
     val: Callable[[int, int], tf.data.Dataset] | None
     first_inputs: Callable[[], Iterator[dict[str, Any]]]
+    train_in_order: Callable[[], tf.data.Dataset]
     clips_of_step: Callable[[int, int], str]
 
 
@@ -97,6 +100,7 @@ def feature_batches(
     batch_size: int,
     seed: int,
     num_frames: int,
+    weight: np.ndarray | None = None,
 ) -> Batches:
     """Builds the batches of a run from the cached features of its frozen blocks.
 
@@ -107,6 +111,7 @@ def feature_batches(
       batch_size: clips of a step.
       seed: of the order and of the sampled frames.
       num_frames: frames of a clip (T).
+      weight: float32 [clips, M], of the clips of `train` for each member; None for 1.
     """
 
     def train_batches(epoch: int, skip: int, num_workers: int, worker: int) -> tf.data.Dataset:
@@ -119,6 +124,7 @@ def feature_batches(
             epoch=epoch,
             num_frames=num_frames,
             skip_batches=skip,
+            weight=weight,
         )
         return distribution.rows_of_worker(steps, num_workers, worker)
 
@@ -152,6 +158,7 @@ def _batches(
         train=train_batches,
         val=val_batches if dataset.num_clips("val") > 0 else None,
         first_inputs=first_inputs,
+        train_in_order=lambda: eval_batches("train", FORWARD_CLIPS),
         clips_of_step=clips_of_step,
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 from vidpipe.config import differences
 from vidpipe.training.checkpoint import read_state
 from vidpipe.training.epoch_selection import is_out_of_patience, run_metrics
-from vidpipe.training.run_folder import MAY_CHANGE, RunFolder, RunFolderError
+from vidpipe.training.run_folder import HISTORY_COLUMNS, MAY_CHANGE, RunFolder, RunFolderError
 
 # What config.json has besides the settings of a start; `earlier_epochs` are those of starts before the last.
 _OF_ALL_STARTS = ("resolved_batch_size", "caches_features", "earlier_epochs")
@@ -67,7 +67,7 @@ def read_earlier_run(folder: RunFolder, settings: Mapping[str, Any]) -> EarlierR
         return _without_checkpoints(folder, settings)
     earlier, repairs = _settings(folder, state.get("settings") or {})
     _check_settings(folder, earlier, settings)
-    history: list[dict[str, Any]] = state["history"]
+    history = [dict.fromkeys(HISTORY_COLUMNS) | row for row in state["history"]]
     if history and history[-1]["epoch"] > settings["epochs"]:
         raise RunFolderError(
             f"{folder.path} has trained {history[-1]['epoch']} epochs already; got "

@@ -7,16 +7,18 @@ History = Sequence[Mapping[str, Any]]
 
 
 def selected_epoch(history: History) -> Mapping[str, Any]:
-    """Selects an epoch by the one-standard-error rule.
+    """Selects an epoch.
 
-    The rule takes the latest epoch whose validation loss is within one standard error of the lowest; without
-    validation, the last. It is from Breiman et al., "Classification and Regression Trees", 1984, where it
-    takes the simplest of the trees that are as good as the best. On few validation clips the lowest loss is
-    often that of an epoch long before the training is done; on many clips the rule stays close to it.
+    A cross-fitted run keeps the epoch with the lowest loss in cross-validation, since the network's share
+    has been chosen with care already. Another run follows the one-standard-error rule: the latest epoch whose
+    validation loss is within one standard error of the lowest; without validation, the last. The rule is from
+    Breiman et al., "Classification and Regression Trees", 1984, where it takes the simplest of the trees that
+    are as good as the best. On few validation clips the lowest loss is often that of an epoch long before the
+    training is done; on many clips the rule stays close to it.
 
     Args:
-      history: a row per epoch, at least one, with `epoch`, `val_loss` (None without validation) and
-        `val_loss_error`, the standard error of val_loss.
+      history: a row per epoch, at least one, with `epoch`, `val_loss` and `cv_loss` (None or left out where
+        there is none), and `val_loss_error`, the standard error of val_loss.
 
     Returns:
       The row of that epoch.
@@ -25,11 +27,21 @@ def selected_epoch(history: History) -> Mapping[str, Any]:
     >>> selected_epoch([*rows, {"epoch": 3, "val_loss": 0.8}])["epoch"]
     2
     """
-    if history[-1]["val_loss"] is None:
+    name = selecting_loss(history)
+    if name is None:
         return history[-1]
-    lowest = min(history, key=lambda row: row["val_loss"])
-    highest = lowest["val_loss"] + lowest["val_loss_error"]
-    return [row for row in history if row["val_loss"] <= highest][-1]
+    lowest = min(history, key=lambda row: row[name])
+    highest = lowest[name] + (lowest["val_loss_error"] if name == "val_loss" else 0.0)
+    return [row for row in history if row[name] <= highest][-1]
+
+
+def selecting_loss(history: History) -> str | None:
+    """Returns the name of the loss that selects an epoch; None if there is none.
+
+    >>> selecting_loss([{"epoch": 1, "val_loss": 0.5, "cv_loss": 0.4}])
+    'cv_loss'
+    """
+    return next((name for name in ("cv_loss", "val_loss") if history[-1].get(name) is not None), None)
 
 
 def run_metrics(history: History) -> dict[str, Any]:
@@ -43,7 +55,7 @@ def run_metrics(history: History) -> dict[str, Any]:
 
 
 def is_out_of_patience(history: History, patience: int | None) -> bool:
-    """Whether val_loss has not improved for `patience` epochs; never where that is None.
+    """Whether the selecting loss has not improved for `patience` epochs; never where that is None.
 
     >>> rows = [{"epoch": epoch, "val_loss": loss} for epoch, loss in enumerate([3, 2, 2.5, 2], start=1)]
     >>> is_out_of_patience(rows[:3], patience=2), is_out_of_patience(rows, patience=2)
@@ -51,5 +63,8 @@ def is_out_of_patience(history: History, patience: int | None) -> bool:
     """
     if patience is None or not history:
         return False
-    lowest = min(history, key=lambda row: row["val_loss"])
+    name = selecting_loss(history)
+    if name is None:
+        return False
+    lowest = min(history, key=lambda row: row[name])
     return history[-1]["epoch"] - lowest["epoch"] >= patience

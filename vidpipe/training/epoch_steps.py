@@ -91,6 +91,7 @@ class EpochSteps:
             config,
             model=trainee.model,
             ensemble=trainee.ensemble,
+            answers=trainee.answers,
             optimizer=trainee.optimizer,
             strategy=trainee.strategy,
             class_weights=class_weights,

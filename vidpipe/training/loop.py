@@ -17,6 +17,7 @@ from vidpipe.training import distribution
 from vidpipe.training.batches import Batches
 from vidpipe.training.epoch_selection import is_out_of_patience, run_metrics, selected_epoch
 from vidpipe.training.epoch_steps import EpochSteps, RunState, non_finite_error
+from vidpipe.training.head_fit import CrossValidation, HeadFit
 from vidpipe.training.run_folder import RunFolder
 from vidpipe.training.run_log import RunLog, history_row, log_epoch, loss_scale
 from vidpipe.training.saved_state import SavedState
@@ -38,6 +39,7 @@ class Loop:
       trainee: what is trained.
       batches: what it is trained and validated on.
       epoch_steps: the steps of an epoch.
+      head_fit: fits what steps do not train.
       folder: of the run.
       stop: whether the run was asked to stop.
       settings: the content of config.json.
@@ -52,6 +54,7 @@ class Loop:
         trainee: Trainee,
         batches: Batches,
         epoch_steps: EpochSteps,
+        head_fit: HeadFit,
         folder: RunFolder,
         stop: StopSignal,
         settings: Mapping[str, Any],
@@ -59,7 +62,8 @@ class Loop:
         run_log: RunLog | None,
     ) -> None:
         self._config, self._trainee, self._batches = config, trainee, batches
-        self._epoch_steps, self._folder, self._stop = epoch_steps, folder, stop
+        self._epoch_steps, self._head_fit = epoch_steps, head_fit
+        self._folder, self._stop = folder, stop
         self._save_model, self._run_log = save_model, run_log
         self._is_chief = distribution.is_chief(trainee.strategy)
         self._saved = SavedState(
@@ -101,11 +105,12 @@ class Loop:
             restored = self._saved.restore()
             if restored is not None:
                 self._state = restored
+                self._head_fit.resume()
                 _log.info(
                     "Resuming from epoch %d, step %d.", self._state.epoch + 1, self._state.step_in_epoch
                 )
             elif self._config.init_from is None:
-                self._trainee.prepare(self._batches.first_inputs())
+                self._head_fit.start(self._batches.first_inputs())
         distribution.check_agreement(self._trainee.strategy, self._state.step)
 
     def _is_out_of_patience(self) -> bool:
@@ -120,9 +125,16 @@ class Loop:
                     self._stop_run()
                 elif self._is_checkpoint_due():
                     self._save_checkpoint()
-        validation, spent = self._validate(), self._epoch_steps.spent
+        (cross_validation, validation), spent = self._validate(), self._epoch_steps.spent
         learning_rate = self._epoch_steps.learning_rate.at(state.step - 1)
-        row = history_row(state.epoch + 1, state.sums, validation, learning_rate=learning_rate, spent=spent)
+        row = history_row(
+            state.epoch + 1,
+            state.sums,
+            validation,
+            cross_validation,
+            learning_rate=learning_rate,
+            spent=spent,
+        )
         log_epoch(
             row,
             epochs=self._config.epochs,
@@ -141,20 +153,21 @@ class Loop:
         # The checkpoint comes last: everything it counts as done is on the disk by then.
         self._save_checkpoint()
 
-    def _validate(self) -> Validation | None:
-        if self._batches.val is None:
-            return None
+    def _validate(self) -> tuple[CrossValidation | None, Validation | None]:
         is_saved = self._epoch_steps.spent.seconds > _LONG_EPOCH_SEC
         if is_saved:
             self._save_checkpoint()
         with self._stop_in_validation(is_saved=is_saved), self._trainee.averaged_weights():
+            cross_validation = self._head_fit.update()
+            if self._batches.val is None:
+                return cross_validation, None
             batches = distribution.distribute(self._trainee.strategy, self._batches.val)
             validation = validate(self._epoch_steps.steps, batches)
         if not math.isfinite(validation.loss):
             raise non_finite_error(
                 f"validation loss ({validation.loss}) in epoch {self._state.epoch + 1}", self._folder
             )
-        return validation
+        return cross_validation, validation
 
     @contextmanager
     def _stop_in_validation(self, *, is_saved: bool) -> Iterator[None]:

@@ -26,8 +26,13 @@ from vidpipe.errors import VidpipeError
 from vidpipe.storage import files
 
 HISTORY_COLUMNS = (
-    "epoch", "loss", "accuracy", "val_loss", "val_loss_error", "val_accuracy", "learning_rate", "seconds",
-    "data_wait",
+    "epoch", "loss", "accuracy", "val_loss", "val_loss_error", "val_accuracy", "linear_val_accuracy",
+    "cv_loss", "cv_loss_error", "cv_accuracy", "linear_cv_accuracy", "network_share", "learning_rate",
+    "seconds", "data_wait",
+)  # fmt: skip
+# Files of earlier versions do not have them.
+_ADDED_COLUMNS = (
+    "linear_val_accuracy", "cv_loss", "cv_loss_error", "cv_accuracy", "linear_cv_accuracy", "network_share",
 )  # fmt: skip
 # Where files lie, and what no weight depends on.
 _WITHOUT_EFFECT = (
@@ -241,7 +246,7 @@ class RunFolder:
             return [
                 {"epoch": int(row["epoch"])}
                 | {name: float(row[name]) if row[name] else None for name in numbers}
-                for row in _read_rows(self.history)
+                for row in (dict.fromkeys(_ADDED_COLUMNS, "") | each for each in _read_rows(self.history))
             ]
         except FileNotFoundError:
             raise

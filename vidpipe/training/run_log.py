@@ -12,7 +12,8 @@ import tensorflow as tf
 from vidpipe.display import figures
 from vidpipe.training.epoch_selection import History, selected_epoch
 from vidpipe.training.epoch_steps import EpochTime
-from vidpipe.training.run_folder import RunFolder
+from vidpipe.training.head_fit import CrossValidation
+from vidpipe.training.run_folder import HISTORY_COLUMNS, RunFolder
 from vidpipe.training.step import StepSums
 from vidpipe.training.validation import Validation
 
@@ -23,7 +24,13 @@ _log = logging.getLogger(__name__)
 
 
 def history_row(
-    epoch: int, sums: StepSums, validation: Validation | None, *, learning_rate: float, spent: EpochTime
+    epoch: int,
+    sums: StepSums,
+    validation: Validation | None,
+    cross_validation: CrossValidation | None,
+    *,
+    learning_rate: float,
+    spent: EpochTime,
 ) -> dict[str, Any]:
     """Makes an epoch's row of history.csv, with the columns `run_folder.HISTORY_COLUMNS`.
 
@@ -31,15 +38,17 @@ def history_row(
       epoch: from 1.
       sums: over its steps.
       validation: of the model after it; None without a validation split.
+      cross_validation: likewise; None if the run is not cross-fitted.
       learning_rate: of its last step.
       spent: the time of its steps.
     """
-    validated = dict.fromkeys(("val_loss", "val_loss_error", "val_accuracy"))
     return {
+        **dict.fromkeys(HISTORY_COLUMNS),
         "epoch": epoch,
         "loss": sums.mean_loss,
         "accuracy": sums.accuracy,
-        **(validated if validation is None else validation.metrics()),
+        **(validation.metrics() if validation is not None else {}),
+        **(cross_validation.metrics() if cross_validation is not None else {}),
         "learning_rate": learning_rate,
         "seconds": spent.seconds,
         "data_wait": spent.waiting / spent.seconds,
@@ -61,6 +70,11 @@ def log_epoch(
     validated = ""
     if row["val_loss"] is not None:
         validated = f", val_loss {row['val_loss']:.4f}, val_accuracy {row['val_accuracy']:.3f}"
+    if row["cv_loss"] is not None:
+        validated += (
+            f", cv_loss {row['cv_loss']:.4f}, cv_accuracy {row['cv_accuracy']:.3f}, network's share "
+            f"{row['network_share']:.2f}"
+        )
     scaled, scale = "", loss_scale(optimizer)
     if scale is not None:
         # The optimizer does not count the steps that it skips.

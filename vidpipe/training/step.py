@@ -105,6 +105,7 @@ class Steps:
       config: `accumulate`, `label_smoothing`, `optimizer.clip_norm`.
       model: the inputs of a batch -> logits float32 [B, C].
       ensemble: the same inputs -> logits float32 [B, M, C] of its M members, each with its own loss.
+      answers: the same inputs -> logits of the model and of its linear part alone, both float32 [B, C].
       optimizer: built for the model's trainable variables.
       strategy: in whose scope they were made.
       class_weights: float32 [C].
@@ -116,11 +117,12 @@ class Steps:
         *,
         model: keras.Model,
         ensemble: keras.Model,
+        answers: keras.Model,
         optimizer: keras.Optimizer,
         strategy: tf.distribute.Strategy,
         class_weights: np.ndarray,
     ) -> None:
-        self._config, self._model, self._ensemble = config, model, ensemble
+        self._config, self._model, self._ensemble, self._answers = config, model, ensemble, answers
         self._optimizer, self._strategy, self._class_weights = optimizer, strategy, class_weights
         self._train = tf.function(self._train_step)
         self.evaluate = tf.function(self._evaluate)
@@ -133,7 +135,7 @@ class Steps:
         Args:
           inputs: with label and weight a batch, as `input_pipeline.train_dataset` gives it.
           label: int32 [B] or float32 [B, C].
-          weight: float32 [B].
+          weight: float32 [B], or [B, M] where a clip has a weight for each member.
           stop_requested: whether this worker was asked to stop; all workers read the sum.
         """
         return PendingStep(self._train(inputs, label, weight, tf.constant(float(stop_requested))))
@@ -145,19 +147,24 @@ class Steps:
 
     def _evaluate(
         self, inputs: Inputs, label: tf.Tensor, weight: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns the logits float32 [B, C], labels and weights of a batch, all replicas' in order."""
-        logits = self._strategy.run(self._forward, args=(inputs,))
-        return tuple(self._strategy.gather(values, axis=0) for values in (logits, label, weight))
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Returns a batch's logits and those of the linear part alone, labels and weights.
 
-    def _forward(self, inputs: Inputs) -> tf.Tensor:
-        return self._model(inputs, training=False)
+        The logits are float32 [B, C]; all replicas' rows come in order.
+        """
+        logits, linear_logits = self._strategy.run(self._forward, args=(inputs,))
+        rows = logits, linear_logits, label, weight
+        return tuple(self._strategy.gather(values, axis=0) for values in rows)
+
+    def _forward(self, inputs: Inputs) -> list[tf.Tensor]:
+        return self._answers(inputs, training=False)
 
     def _update(self, inputs: Inputs, label: tf.Tensor, weight: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
         replicas = tf.distribute.get_replica_context()
         # Divided by the weight of the whole step, the gradients of replicas and microbatches add up to its
         # gradient.
-        total_weight = replicas.all_reduce("SUM", tf.reduce_sum(weight))
+        ensemble_size = 1 if weight.shape.rank == 1 else weight.shape[1]
+        total_weight = replicas.all_reduce("SUM", tf.reduce_sum(weight)) / ensemble_size
         gradients, sums = self._accumulated_gradients(inputs, label, weight, total_weight)
         if not isinstance(self._optimizer, keras.optimizers.LossScaleOptimizer):
             # A non-finite gradient makes the loss that is read non-finite too; loss scaling handles its own.
@@ -201,13 +208,15 @@ class Steps:
             each = self._ensemble(inputs, training=True)
             _, ensemble_size, num_classes = each.shape
             target = _target(label, num_classes)
-            weighted = weight * tf.linalg.matvec(target, self._class_weights)
+            of_members = weight if weight.shape.rank == 2 else weight[:, tf.newaxis]
+            weighted = of_members * tf.linalg.matvec(target, self._class_weights)[:, tf.newaxis]
+            weight = tf.reduce_mean(of_members, axis=1)
             member_losses = clip_losses(
                 tf.repeat(target, ensemble_size, axis=0),
                 tf.reshape(each, [-1, num_classes]),
                 self._config.label_smoothing,
             )
-            losses = weighted * tf.reduce_mean(tf.reshape(member_losses, [-1, ensemble_size]), axis=1)
+            losses = tf.reduce_mean(weighted * tf.reshape(member_losses, [-1, ensemble_size]), axis=1)
             loss = self._optimizer.scale_loss(tf.reduce_sum(losses) / total_weight)
         gradients: list[tf.Tensor] = tape.gradient(loss, self._model.trainable_variables)
         predicted = tf.argmax(tf.reduce_mean(each, axis=1), axis=1)

@@ -30,6 +30,7 @@ from vidpipe.training.batches import (
 )
 from vidpipe.training.earlier_run import EarlierRun, read_earlier_run
 from vidpipe.training.epoch_steps import EpochSteps
+from vidpipe.training.head_fit import HeadFit, TrainingClips, cross_fitting_folds, member_weights
 from vidpipe.training.loop import Loop
 from vidpipe.training.optimizer import LearningRate
 from vidpipe.training.precision import dtype_policy, resolve_precision
@@ -115,7 +116,9 @@ def _train(
             was_cached=earlier.settings.get("caches_features") if earlier else None,
         )
     batch_size = _batch_size(config, trainee, earlier.settings if earlier else {})
-    batches = _make_batches(config, dataset, trainee, fused, batch_size=batch_size, num_frames=num_frames)
+    batches, head_fit = _make_batches(
+        config, dataset, trainee, fused, batch_size=batch_size, num_frames=num_frames
+    )
     _log.info(
         "%d train, %d val clips of %d classes; %s, batches of %d clips%s.",
         dataset.num_clips("train"), dataset.num_clips("val"), len(dataset.classes), precision, batch_size,
@@ -137,7 +140,14 @@ def _train(
             folder.write_settings(settings)
         with distribution.chief_watched(strategy), stop_signal() as stop:
             metrics = _run_loop(
-                config, dataset, trainee, batches, settings=settings, num_frames=num_frames, stop=stop
+                config,
+                dataset,
+                trainee,
+                batches,
+                head_fit,
+                settings=settings,
+                num_frames=num_frames,
+                stop=stop,
             )
         return TrainResult(folder.path, metrics)
 
@@ -166,6 +176,7 @@ def _run_loop(
     dataset: Dataset,
     trainee: Trainee,
     batches: Batches,
+    head_fit: HeadFit,
     *,
     settings: Mapping[str, Any],
     num_frames: int,
@@ -196,6 +207,7 @@ def _run_loop(
         trainee=trainee,
         batches=batches,
         epoch_steps=epoch_steps,
+        head_fit=head_fit,
         folder=folder,
         stop=stop,
         settings=settings,
@@ -253,9 +265,22 @@ def _make_batches(
     *,
     batch_size: int,
     num_frames: int,
-) -> Batches:
+) -> tuple[Batches, HeadFit]:
+    rows = dataset.clip_rows("train")
+    video_ids, group = ([row[name] for row in rows] for name in ("video_id", "group"))
+
+    def head_fit(batches: Batches, fold: np.ndarray | None) -> HeadFit:
+        clips = TrainingClips(
+            batches=batches.train_in_order,
+            video_ids=video_ids,
+            group=group,
+            class_weights=_class_weights(config, dataset),
+        )
+        return HeadFit(trainee.model, config.model.head, clips, fold)
+
     if trainee.model is fused.fused:
-        return frame_batches(config, dataset, batch_size=batch_size, num_frames=num_frames)
+        batches = frame_batches(config, dataset, batch_size=batch_size, num_frames=num_frames)
+        return batches, head_fit(batches, None)
     # A power of two: it must divide the cache's chunks of clips.
     forward_clips = min(FORWARD_CLIPS, 1 << batch_size.bit_length() - 1)
     own = [] if remote.is_remote(dataset.read_dir) else [dataset.read_dir]
@@ -270,14 +295,19 @@ def _make_batches(
         )
         for split in dataset.train_splits
     }
-    return feature_batches(
+    fold = None
+    if trainee.is_cross_fitted:
+        fold = cross_fitting_folds(tables["train"].label, group, trainee.ensemble_size)
+    batches = feature_batches(
         tables,
         dataset,
-        video_ids=dataset.video_ids("train"),
+        video_ids=video_ids,
         batch_size=batch_size,
         seed=config.seed,
         num_frames=num_frames,
+        weight=None if fold is None else member_weights(fold, trainee.ensemble_size),
     )
+    return batches, head_fit(batches, fold)
 
 
 def _class_weights(config: TrainConfig, dataset: Dataset) -> np.ndarray:

@@ -1,11 +1,10 @@
 """What a run trains, as the loop sees it: without the names of its layers."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -27,23 +26,32 @@ class Trainee:
 
     Attributes:
       model: what runs in each step: the inputs of a batch -> logits float32 [B, C].
-      ensemble: the same inputs -> logits float32 [B, M, C] of its M members.
+      ensemble: the same inputs -> logits float32 [B, M, C] of its M members, each with its own loss.
+      answers: the same inputs -> its logits and those of its linear part alone, both float32 [B, C].
+      is_cross_fitted: whether members are trained on the clips outside of one fold each. Their losses are
+        those of the network alone then, without the linear part.
       saved: the model that is written to model.keras; it shares the variables of `model`.
       optimizer: built for the trainable variables of `model`.
       strategy: in whose scope they were made.
       checkpointed: the variables in a checkpoint, in an order that every process of the run repeats.
-      prepare: called once before the first step of a new run, with inputs of the model.
       refresh: called after variables were assigned, as by a checkpoint.
     """
 
     model: keras.Model
     ensemble: keras.Model
+    answers: keras.Model
+    is_cross_fitted: bool
     saved: keras.Model
     optimizer: keras.Optimizer
     strategy: tf.distribute.Strategy
     checkpointed: Sequence[keras.Variable]
-    prepare: Callable[[Iterable[Mapping[str, Any]]], None]
     refresh: Callable[[], None]
+
+    @property
+    def ensemble_size(self) -> int:
+        """The number of ensemble members (M)."""
+        size: int = self.ensemble.output.shape[1]
+        return size
 
     def averaged_weights(self) -> AbstractContextManager[None]:
         """Puts the averaged weights in force inside a block, if the optimizer averages them."""
@@ -103,14 +111,21 @@ def build_trainee(
         # The frozen blocks come from the weights file or the seed again; they need no place in a checkpoint.
         frozen = {id(variable) for variable in fused.frozen.variables}
         checkpointed = [variable for variable in checkpointed if id(variable) not in frozen]
+    is_cross_fitted = (
+        model is fused.trained
+        and config.model.fine_tune == "none"
+        and config.init_from is None
+        and heads.HEADS[config.model.head].adds_linear_part
+    )
     trainee = Trainee(
         model=model,
-        ensemble=heads.ensemble_logits(model),
+        ensemble=heads.network_logits(model) if is_cross_fitted else heads.ensemble_logits(model),
+        answers=heads.with_linear_logits(model),
+        is_cross_fitted=is_cross_fitted,
         saved=fused.fused,
         optimizer=optimizer,
         strategy=strategy,
         checkpointed=checkpointed,
-        prepare=lambda batches: standardization.adapt_standardization(model, batches),
         refresh=lambda: standardization.refresh_standardization(model),
     )
     return trainee, fused

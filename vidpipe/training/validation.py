@@ -19,10 +19,12 @@ class Validation:
     Attributes:
       label: int32 [N].
       logits: float32 [N, C].
+      linear_logits: those of the linear part alone, float32 [N, C]; [N, 0] of a model without one.
     """
 
     label: np.ndarray
     logits: np.ndarray
+    linear_logits: np.ndarray
 
     @functools.cached_property
     def losses(self) -> np.ndarray:
@@ -46,11 +48,19 @@ class Validation:
         pairs = self.label * num_classes + self.logits.argmax(axis=1)
         return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
-    def metrics(self) -> dict[str, float]:
-        """Returns val_loss, its standard error val_loss_error, and val_accuracy."""
+    def metrics(self) -> dict[str, float | None]:
+        """Returns val_loss, its standard error val_loss_error, val_accuracy and linear_val_accuracy."""
         losses = self.losses
         error = float(losses.std(ddof=1) / math.sqrt(len(losses))) if len(losses) > 1 else 0.0
-        return {"val_loss": self.loss, "val_loss_error": error, "val_accuracy": self.accuracy}
+        linear = None
+        if self.linear_logits.size:
+            linear = float(np.mean(self.linear_logits.argmax(axis=1) == self.label))
+        return {
+            "val_loss": self.loss,
+            "val_loss_error": error,
+            "val_accuracy": self.accuracy,
+            "linear_val_accuracy": linear,
+        }
 
 
 def validate(steps: Steps, batches: Iterable[Any]) -> Validation:
@@ -60,9 +70,8 @@ def validate(steps: Steps, batches: Iterable[Any]) -> Validation:
       steps: of the run.
       batches: (inputs, label, weight) of the split; rows of weight 0 are left out.
     """
-    logits, labels = [], []
+    found = []
     for batch in batches:
-        batch_logits, label, weight = (values.numpy() for values in steps.evaluate(*batch))
-        logits.append(batch_logits[weight > 0])
-        labels.append(label[weight > 0])
-    return Validation(np.concatenate(labels), np.concatenate(logits))
+        logits, linear_logits, label, weight = (values.numpy() for values in steps.evaluate(*batch))
+        found.append([values[weight > 0] for values in (label, logits, linear_logits)])
+    return Validation(*(np.concatenate(values) for values in zip(*found, strict=True)))
