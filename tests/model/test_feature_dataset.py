@@ -1,5 +1,6 @@
 """Batches of cached features equal the features of the frames that the input pipeline gives."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,30 @@ def test_an_epoch_of_features_is_an_epoch_of_frames(
     cached = train_feature_dataset(tables["train"], dataset, video_ids=video_ids, **settings)
     frames = train_dataset(dataset, **settings)
     assert assert_same_batches(frozen, cached, frames) == 8 - 3 * skip_batches
+
+
+@pytest.mark.parametrize("num_frames", [4, 3])
+def test_each_clip_has_its_own_weight_for_each_member(
+    tables: Tables, dataset: Dataset, num_frames: int
+) -> None:
+    """The label of each clip is its index here, and its weights are 100 and 200 more."""
+    index = np.arange(len(tables["train"].label), dtype=np.int32)
+    batches = train_feature_dataset(
+        dataclasses.replace(tables["train"], label=index),
+        dataset,
+        video_ids=dataset.video_ids("train"),
+        batch_size=3,
+        seed=1,
+        epoch=0,
+        num_frames=num_frames,
+        weight=np.stack([index + 100, index + 200], axis=1).astype(np.float32),
+    )
+    assert batches.element_spec[2].shape == (3, 2)
+    label = np.concatenate([batch[1] for batch in batches])
+    weight = np.concatenate([batch[2] for batch in batches])
+    assert sorted(label[:8].tolist()) == index.tolist()
+    assert (weight[:8] - label[:8, np.newaxis] == [100, 200]).all()
+    assert (weight[8:] == 0).all()
 
 
 @pytest.mark.parametrize(("num_frames", "temporal_crops"), [(4, 1), (3, 1), (2, 2), (1, 3), (4, 2)])

@@ -105,6 +105,23 @@ def test_rows_that_fill_a_batch_count_for_nothing() -> None:
     np.testing.assert_allclose(model.get_weights()[0], _minus_gradient([0, 1, 2]), rtol=1e-5)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_member_is_trained_on_the_clips_in_which_it_has_weight(accumulate: int) -> None:
+    """The last row is a filler; the second member does not see the first clip."""
+    steps, model = _steps(ensemble_size=2, accumulate=accumulate)
+    weight = np.array([[1, 0], [1, 1], [1, 1], [0, 0]], np.float32)
+    sums = _train(steps, weight)  # type: ignore[arg-type]
+    np.testing.assert_allclose(sums, [2.5 * np.log(2), _correct([1, 2, 2], [0, 1, 2]), 2.5], rtol=1e-6)
+    first, second = np.split(model.layers[1].kernel.numpy(), 2, axis=1)
+    np.testing.assert_allclose(first, _minus_gradient([0, 1, 2]) * 3 / 5, rtol=1e-5)
+    np.testing.assert_allclose(second, _minus_gradient([1, 2]) * 2 / 5, rtol=1e-5)
+
+
+def _correct(half_weights: list[int], rows: list[int]) -> float:
+    """The weight of the clips of the first class, which is predicted where all logits are 0."""
+    return sum(half / 2 for half, row in zip(half_weights, rows, strict=True) if LABEL[row] == 0)
+
+
 @pytest.mark.parametrize("weight", [(1, 1, 1, 1), (1, 1, 1, 0)], ids=["full", "with a filler"])
 def test_microbatches_add_up_to_the_step(weight: tuple[float, ...]) -> None:
     (one, one_model), (four, four_model) = _steps(), _steps(accumulate=4)

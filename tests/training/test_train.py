@@ -22,7 +22,7 @@ import tensorflow as tf
 from vidpipe.config import FINE_TUNE, ModelConfig, OptimizerConfig, TrainConfig
 from vidpipe.data import input_pipeline, shards
 from vidpipe.data.dataset import Dataset
-from vidpipe.model import feature_cache, memory
+from vidpipe.model import feature_cache, heads, memory
 from vidpipe.model.backbone import BackboneError
 from vidpipe.model.fused import build_model
 from vidpipe.model.model_file import load_model
@@ -164,6 +164,21 @@ def test_a_run_writes_its_artifacts(finished: RunFolder) -> None:
         metadata = json.loads(archive.read("vidpipe.json"))
     assert metadata["classes"] == ["long", "short"]
     assert (metadata["clip"]["num_frames"], metadata["num_frames"]) == (4, 4)
+
+
+def test_a_frozen_run_is_cross_fitted(finished: RunFolder) -> None:
+    selected = finished.read_metrics()
+    assert selected["cv_loss"] == min(row["cv_loss"] for row in finished.read_history())
+    model, _ = load_model(finished.model)
+    shares = model.get_layer(heads.SHARES).kernel.numpy()
+    np.testing.assert_allclose(1 - shares[0], selected["network_share"], atol=1e-6)
+    assert {row["linear_cv_accuracy"] for row in finished.read_history()} == {selected["linear_cv_accuracy"]}
+
+
+def test_a_run_without_cache_is_not_cross_fitted(block5_step: RunFolder) -> None:
+    assert block5_step.read_metrics()["cv_loss"] is None
+    model, _ = load_model(block5_step.model)
+    assert model.get_layer(heads.SHARES).kernel.numpy().tolist() == [0.5, 0.5]
 
 
 def test_tensorboard_and_the_folder_show_the_run(finished: RunFolder) -> None:
