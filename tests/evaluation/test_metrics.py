@@ -7,8 +7,8 @@ import pytest
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
-from vidpipe.evaluation.metrics import calibration, compute_metrics, precision_recall_curves
-from vidpipe.evaluation.significance import wilson_interval
+from vidpipe.evaluation.metrics import calibration, compute_metrics, linear_baseline, precision_recall_curves
+from vidpipe.evaluation.significance import paired_interval, wilson_interval
 
 _COLUMNS = ("num_classes", "num_clips", "occurring", "levels")
 _CASES = [
@@ -135,3 +135,17 @@ def test_the_area_below_each_curve_is_the_average_precision() -> None:
         assert (recall == 1).sum() == 1
         assert (recall[0], recall[-1], precision[-1]) == (1, 0, 1)
         assert len(recall) <= 2 * (labels == index).sum() + 1
+
+
+def test_the_linear_part_is_compared_clip_by_clip() -> None:
+    """Of ten clips the model alone has three, its linear part alone one, both five."""
+    is_correct = np.array([1, 1, 1, 0, 1, 1, 1, 1, 1, 0], bool)
+    is_correct_linear = np.array([0, 0, 0, 1, 1, 1, 1, 1, 1, 0], bool)
+
+    def probabilities(correct: np.ndarray) -> np.ndarray:
+        return np.where(correct[:, np.newaxis], [0.75, 0.25], [0.25, 0.75])
+
+    found = linear_baseline(np.zeros(10, int), probabilities(is_correct), probabilities(is_correct_linear))
+    assert (found["accuracy"], found["difference"]) == (0.6, pytest.approx(0.2))
+    assert found["loss"] == pytest.approx(-(6 * np.log(0.75) + 4 * np.log(0.25)) / 10)
+    assert found["difference_ci95"] == list(paired_interval(5, 3, 1, 1))
