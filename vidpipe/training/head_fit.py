@@ -9,8 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from vidpipe.model import heads
-from vidpipe.model.standardization import adapt_standardization
+from vidpipe.model import heads, standardization
 from vidpipe.progress import Progress
 from vidpipe.training.linear_part import FOLDS, LinearPart, fit_linear_part, folds_of, log_losses
 from vidpipe.training.run_folder import TrainError
@@ -95,7 +94,7 @@ class HeadFit:
         Raises:
           TrainError: features are non-finite, or see `fit_linear_part`.
         """
-        adapt_standardization(self._model, first_inputs)
+        standardization.adapt_standardization(self._model, first_inputs)
         fitted = self._fit()
         layer = self._model.get_layer(heads.LINEAR)
         layer.kernel.assign(fitted.kernel)

@@ -14,8 +14,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 from vidpipe.model.heads import NUM_STATISTICS
 from vidpipe.training.run_folder import TrainError
 
-# Inverse strengths of the L2 regularization, as scikit-learn counts them; the one that measured best on
-# several datasets is used where there is no cross-validation.
+# Inverse strengths of the L2 regularization, as scikit-learn counts them. The default measured well on small
+# datasets.
 _STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 _DEFAULT_STRENGTH = 1e-2
 # Changes between frames without and with the mean frame; where it is not shown to help, it is left out: it
@@ -57,8 +57,8 @@ def fit_linear_part(
 ) -> LinearPart:
     """Fits multinomial logistic regression with L2 regularization, on standardized statistics.
 
-    Its strength, and whether the mean frame is used, are chosen by the log loss in cross-validation. The mean
-    frame is used if that lowers the loss by more than one standard error.
+    Its strength, and whether the mean frame is used, are chosen by the log loss in cross-validation: another
+    strength than the default, and the mean frame, have to lower it by more than one standard error.
 
     Args:
       statistics: float [N, P], see `heads.statistics_of_clip`.
@@ -162,7 +162,7 @@ class _Fits:
     def __init__(
         self, statistics: np.ndarray, label: np.ndarray, weight: np.ndarray, num_classes: int
     ) -> None:
-        self._label, self._weight, self._num_classes = label, weight, num_classes
+        self.label, self.weight, self._num_classes = label, weight, num_classes
         statistics = statistics.astype(np.float64)
         self._mean, deviation = statistics.mean(axis=0), statistics.std(axis=0)
         # A statistic that is (almost) always the same is left out.
@@ -179,7 +179,7 @@ class _Fits:
 
     def fit(self, strength: float) -> tuple[np.ndarray, np.ndarray]:
         """Returns the kernel [P, C] and the bias [C] for all clips."""
-        kernel, bias = self._fit_to(np.arange(len(self._label)), strength)
+        kernel, bias = self._fit_to(np.arange(len(self.label)), strength)
         if self._basis is not None:
             kernel = self._basis @ kernel
         kernel = kernel * self._scale[:, np.newaxis]
@@ -205,7 +205,7 @@ class _Fits:
 
     def _fit_to(self, clips: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
         regression = LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS, tol=1e-6)
-        regression.fit(self._inputs[clips], self._label[clips], self._weight[clips])
+        regression.fit(self._inputs[clips], self.label[clips], self.weight[clips])
         weights, intercept = regression.coef_, regression.intercept_
         if len(weights) == 1:  # two classes: scikit-learn gives the logit of the second
             weights, intercept = np.concatenate([-weights, weights]) / 2, np.append(-intercept, intercept) / 2
@@ -216,17 +216,28 @@ class _Fits:
 
 
 def _best_strength(fits: _Fits, fold: np.ndarray, clips: np.ndarray) -> tuple[float, np.ndarray]:
-    """Returns the strength with the lowest log loss on held-out clips, and their losses, float64 [n]."""
+    """Chooses a strength by the log loss on held-out clips.
+
+    On few clips the lowest loss is luck: another strength than the default has to be better than it by more
+    than one standard error, paired by clip.
+
+    Returns:
+      The strength, and the losses of the held-out clips, float64 [n].
+    """
 
     def tried() -> Iterator[tuple[float, np.ndarray]]:
         lowest = np.inf
         for strength in _STRENGTHS:
             logits = fits.held_out_logits(strength, fold, clips)
-            losses = fits._weight[clips] * log_losses(logits[clips], fits._label[clips])
+            losses = fits.weight[clips] * log_losses(logits[clips], fits.label[clips])
             yield strength, losses
             # The loss has one minimum over the strength.
-            if losses.mean() > 1.05 * lowest:
+            if strength >= _DEFAULT_STRENGTH and losses.mean() > 1.05 * lowest:
                 return
             lowest = min(lowest, losses.mean())
 
-    return min(tried(), key=lambda found: found[1].mean())
+    found = dict(tried())
+    best = min(found, key=lambda strength: found[strength].mean())
+    gain = found[_DEFAULT_STRENGTH] - found[best]
+    chosen = best if gain.mean() > gain.std() / np.sqrt(len(gain)) else _DEFAULT_STRENGTH
+    return chosen, found[chosen]
