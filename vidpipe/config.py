@@ -455,7 +455,8 @@ class TrainConfig:
     )
     patience: int | None = setting(
         None,
-        help="Stop early when val_loss has not improved for this many epochs; left out, run all epochs.",
+        help="Stop early when the loss that selects the epoch has not improved for this many epochs; left "
+        "out, run all epochs.",
         group="Training",
         at_least=1,
     )

@@ -429,3 +429,15 @@ def test_over_and_under_confidence(small: EvaluationReport, confidence: float, t
         uncertain=[],
     )
     assert f"On average the model is {tendency}: mean confidence " in evaluation_page(report)
+
+
+def test_the_epoch_of_a_cross_fitted_run_is_explained() -> None:
+    of_epochs = [{"cv_loss": 0.5, "cv_accuracy": 0.75}, {"cv_loss": 0.25, "cv_accuracy": 0.875}]
+    history = [
+        row | crossed | {"linear_cv_accuracy": 0.625} for row, crossed in zip(HISTORY, of_epochs, strict=True)
+    ]
+    page = evaluation_page(dataclasses.replace(_make_report(("a", "b"), 12), history=history))
+    assert (
+        "Epoch 2 of 2 was selected, the one with the lowest loss in cross-validation: loss 0.250, accuracy "
+        "87.5\u00a0%; its linear part alone 62.5\u00a0%."
+    ) in page

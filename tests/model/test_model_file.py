@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -198,3 +199,15 @@ def test_load_weights_of_another_model_is_rejected_and_copies_nothing(
         load_weights(model, saved, classes)
     for old, new in zip(before, model.fused.get_weights(), strict=True):
         assert (old == new).all()
+
+
+def test_load_weights_of_a_version_without_linear_part_is_rejected(
+    build: Build, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, metadata = load_model(saved)
+    earlier = keras.Model(source.input, source.get_layer("pooled").output)
+    monkeypatch.setattr(model_file, "load_model", lambda _: (earlier, metadata))
+    with pytest.raises(
+        ModelError, match="trained with an earlier version of vidpipe, .* Train that run again"
+    ):
+        load_weights(build("motion"), saved, metadata.classes)

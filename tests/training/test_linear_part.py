@@ -97,6 +97,13 @@ def test_a_class_of_one_group_is_never_held_out() -> None:
     assert sorted(fold[:6].tolist()) == [0, 0, 1, 1, 2, 2]
 
 
+def test_folds_are_numbered_without_gaps() -> None:
+    """Only the fold without the second class can be held out."""
+    for names in (["a", "b", "c"], ["c", "b", "a"]):
+        fold = folds_of(np.array([0, 0, 1]), names)
+        assert sorted(fold.tolist()) == [-1, -1, 0]
+
+
 def test_without_folds_there_is_a_default_strength_and_no_mean_frame() -> None:
     statistics, label, _ = _clips(12, 3)
     fold = folds_of(label, [f"one group of class {index}" for index in label])

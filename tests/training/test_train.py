@@ -451,7 +451,7 @@ def test_without_validation_the_last_epoch_is_selected(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(shards, "read_info", lambda _: _without_val(dataset))
-    result = train.train(train_config(tmp_path / "run", epochs=2))
+    result = train.train(train_config(tmp_path / "run", head="notebook", epochs=2))
     assert (result.metrics["selected_epoch"], result.metrics["val_loss"]) == (2, None)
     assert "model.keras will be the last epoch's model" in caplog.text
 
@@ -461,7 +461,22 @@ def test_early_stopping_needs_a_validation_split(
 ) -> None:
     monkeypatch.setattr(shards, "read_info", lambda _: _without_val(dataset))
     with pytest.raises(TrainError, match="patience=2 needs a validation split, and .* has none"):
-        train.train(train_config(tmp_path / "run", patience=2))
+        train.train(train_config(tmp_path / "run", head="notebook", patience=2))
+
+
+def test_a_cross_fitted_run_needs_no_validation_split(
+    tmp_path: Path,
+    train_config: MakeConfig,
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(shards, "read_info", lambda _: _without_val(dataset))
+    config = train_config(tmp_path, patience=1, epochs=9, optimizer=OptimizerConfig(learning_rate=1e-12))
+    result = train.train(config)
+    assert result.metrics["cv_loss"] is not None and result.metrics["val_loss"] is None
+    assert result.metrics["epochs"] < 9
+    assert "no val split" not in caplog.text
 
 
 @pytest.mark.slow

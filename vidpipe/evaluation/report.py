@@ -8,7 +8,7 @@ import numpy as np
 
 from vidpipe.config import flatten
 from vidpipe.display import figures, page
-from vidpipe.training.epoch_selection import selected_epoch
+from vidpipe.training.epoch_selection import selected_epoch, selecting_loss
 
 # A confusion matrix of up to this many classes is a table; a larger one is a figure.
 _MAX_TABLE_CLASSES = 20
@@ -83,7 +83,14 @@ def _learning(history: Sequence[Mapping[str, Any]]) -> tuple[figures.Picture, st
         f"Without a validation split, the last of {len(history)} epochs was selected: training loss "
         f"{selected['loss']:.3f}, accuracy {page.percent(selected['accuracy'])}."
     )
-    if selected["val_loss"] is not None:
+    if selecting_loss(history) == "cv_loss":
+        caption = (
+            f"Epoch {selected['epoch']} of {len(history)} was selected, the one with the lowest loss in "
+            f"cross-validation: loss {selected['cv_loss']:.3f}, accuracy "
+            f"{page.percent(selected['cv_accuracy'])}; its linear part alone "
+            f"{page.percent(selected['linear_cv_accuracy'])}."
+        )
+    elif selected["val_loss"] is not None:
         caption = (
             f"Epoch {selected['epoch']} of {len(history)} was selected, the last whose validation loss is "
             f"within one standard error of the lowest: validation loss {selected['val_loss']:.3f}, accuracy "

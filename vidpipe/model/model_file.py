@@ -136,6 +136,11 @@ def load_weights(model: FusedModel, path: Path, classes: tuple[str, ...]) -> Non
             f"{path} was trained on the classes {', '.join(metadata.classes)}; this dataset has "
             f"{', '.join(classes)}."
         )
+    if LINEAR not in [layer.name for layer in source.layers]:
+        raise ModelError(
+            f"{path} was trained with an earlier version of vidpipe, whose head has no linear part. Train "
+            "that run again."
+        )
     layers = {
         name: (source.get_layer(name), model.fused.get_layer(name))
         for name in ("backbone", "head", "logits", LINEAR, SHARES)

@@ -112,8 +112,8 @@ class HeadFit:
             )  # fmt: skip
         else:
             _log.warning(
-                "The clips of each class are of one group: without cross-validation the linear part has the "
-                "strength %g, and the network has half of the answer.", fitted.strength,
+                "The clips of each class are of one group: without cross-validation nothing tells how good "
+                "the linear part is. It has the strength %g.", fitted.strength,
             )  # fmt: skip
 
     def resume(self) -> None:
@@ -141,7 +141,7 @@ class HeadFit:
         losses = log_losses(both, label)
         return CrossValidation(
             loss=float(losses.mean()),
-            error=float(losses.std(ddof=1) / np.sqrt(len(losses))),
+            error=float(losses.std(ddof=min(1, len(losses) - 1)) / np.sqrt(len(losses))),
             accuracy=float((both.argmax(axis=1) == label).mean()),
             linear_accuracy=float((linear.argmax(axis=1) == label).mean()),
             network_share=1 - shares[0],
@@ -220,8 +220,8 @@ def choose_shares(
 
     The network's logits are scaled first, to the lowest log loss (temperature scaling: Guo et al., "On
     Calibration of Modern Neural Networks", ICML 2017). Then it gets the smallest share whose log loss is
-    within one standard error, paired by clip, of the lowest: the rule by which an epoch is selected, too. On
-    few clips a small gain is luck, and the linear part answers alone.
+    within one standard error, paired by clip, of the lowest. On few clips a small gain is luck, and the
+    linear part answers alone.
 
     Args:
       linear: logits of clips that it has not seen, float [n, C].

@@ -130,7 +130,8 @@ def folds_of(label: np.ndarray, group: Sequence[str], num_folds: int = FOLDS) ->
       num_folds: fewer if no class has as many groups.
 
     Returns:
-      int [N], the fold in which a clip is held out; -1 if in none, as all clips of a class in one group.
+      int [N], the fold in which a clip is held out, from 0 without gaps; -1 if in none, as all clips of a
+        class in one group.
     """
     groups = np.asarray(group)
     groups_of_class = [len(np.unique(groups[label == index])) for index in np.unique(label)]
@@ -146,7 +147,8 @@ def folds_of(label: np.ndarray, group: Sequence[str], num_folds: int = FOLDS) ->
             known = np.isin(label[held_out], label[trained])
             if len(np.unique(label[trained])) > 1:
                 fold[held_out[known]] = number
-    return fold
+    used = np.unique(fold[fold >= 0])
+    return np.where(fold >= 0, np.searchsorted(used, fold), -1)
 
 
 class _Fits:

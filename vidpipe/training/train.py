@@ -99,7 +99,6 @@ def _train(
 ) -> TrainResult:
     """Prepares all that the loop needs, and runs it."""
     folder = RunFolder(Path(config.run_dir))
-    _check_validation_split(config, dataset)
     for split in dataset.train_splits:
         dataset.fetch(split)
     num_frames = dataset.clip.resolve_num_frames(config.num_frames)
@@ -115,6 +114,8 @@ def _train(
             precision=precision,
             was_cached=earlier.settings.get("caches_features") if earlier else None,
         )
+    if not trainee.is_cross_fitted:
+        _check_validation_split(config, dataset)
     batch_size = _batch_size(config, trainee, earlier.settings if earlier else {})
     batches, head_fit = _make_batches(
         config, dataset, trainee, fused, batch_size=batch_size, num_frames=num_frames
