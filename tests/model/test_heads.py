@@ -106,3 +106,12 @@ def test_the_classifier_on_extracted_features_is_the_model(build: Build, inputs:
     assert (features.numpy()[~inputs["mask"]] == 0).all()
     logits = heads.classifier(model)({"features": features, "mask": tf.constant(inputs["mask"])})
     assert (logits.numpy() == model(inputs).numpy()).all()
+
+
+def test_a_model_of_a_version_without_linear_part_has_no_logits_of_it() -> None:
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
+    features = np.ones((2, 4), np.float32)
+    logits, linear_logits = heads.with_linear_logits(model)(features)
+    assert (logits.numpy() == model(features).numpy()).all()
+    assert linear_logits.shape == (2, 0)
