@@ -44,8 +44,12 @@ def made(
     """Batches of 4 clips."""
     if request.param == "frames":
         return frame_batches(train_config(Path("run")), dataset, batch_size=4, num_frames=4)
+    return _of_features(dataset, tables)
+
+
+def _of_features(dataset: Dataset, tables: dict[str, FeatureTable], batch_size: int = 4) -> Batches:
     return feature_batches(
-        tables, dataset, video_ids=dataset.video_ids("train"), batch_size=4, seed=1, num_frames=4
+        tables, dataset, video_ids=dataset.video_ids("train"), batch_size=batch_size, seed=1, num_frames=4
     )
 
 
@@ -80,9 +84,10 @@ def test_workers_divide_each_step(made: Batches, split: str) -> None:
 
 
 def test_the_first_inputs_are_those_of_the_train_split_without_fillers(
-    made: Batches, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset, tables: dict[str, FeatureTable], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "FORWARD_CLIPS", 3)  # 8 clips: the last of three batches has a filler
+    monkeypatch.setattr(batches, "_HEAD_FORWARD_CLIPS", 3)  # 8 clips: the last of three batches has a filler
+    made = _of_features(dataset, tables)
     found = list(made.first_inputs())
     assert [len(inputs["mask"]) for inputs in found] == [3, 3, 2]
     monkeypatch.setattr(batches, "_STANDARDIZATION_CLIPS", 4)
@@ -92,7 +97,7 @@ def test_the_first_inputs_are_those_of_the_train_split_without_fillers(
 def test_the_clips_of_a_step_are_named(dataset: Dataset, tables: dict[str, FeatureTable]) -> None:
     """The label of each clip in `tables` is its index."""
     video_ids = dataset.video_ids("train")
-    made = feature_batches(tables, dataset, video_ids=video_ids, batch_size=3, seed=1, num_frames=4)
+    made = _of_features(dataset, tables, batch_size=3)
     for step, (_, label, weight) in enumerate(_rows(made.train(2, 0, 1, 0))):
         real = [index for index, of_clip in zip(label, weight, strict=True) if of_clip > 0]
         assert made.clips_of_step(2, step) == ", ".join(video_ids[index] for index in real)
@@ -115,9 +120,7 @@ def test_of_many_clips_some_are_named(
     dataset: Dataset, tables: dict[str, FeatureTable], monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(batches, "_NAMED_CLIPS", 2)
-    made = feature_batches(
-        tables, dataset, video_ids=dataset.video_ids("train"), batch_size=5, seed=1, num_frames=4
-    )
+    made = _of_features(dataset, tables, batch_size=5)
     assert made.clips_of_step(0, 0).count(", ") == 1
     assert made.clips_of_step(0, 0).endswith(" and 3 more")
     assert made.clips_of_step(0, 1).endswith(" and 1 more")

@@ -19,6 +19,8 @@ from vidpipe.training import distribution
 _STANDARDIZATION_CLIPS = 512
 # Clips per forward pass of a frozen backbone, at most: more gain nothing on any device.
 FORWARD_CLIPS = 8
+# The same of a head alone: on a CPU half the time of batches of 8.
+_HEAD_FORWARD_CLIPS = 64
 _NAMED_CLIPS = 8
 _log = logging.getLogger(__name__)
 
@@ -89,7 +91,14 @@ def frame_batches(config: TrainConfig, dataset: Dataset, *, batch_size: int, num
             step=step,
         )
 
-    return _batches(dataset, batch_size, train_batches, eval_batches, clips_of_step)
+    return _batches(
+        dataset,
+        batch_size=batch_size,
+        forward_clips=FORWARD_CLIPS,
+        train_batches=train_batches,
+        eval_batches=eval_batches,
+        clips_of_step=clips_of_step,
+    )
 
 
 def feature_batches(
@@ -134,12 +143,22 @@ def feature_batches(
     def clips_of_step(epoch: int, step: int) -> str:
         return _clips_of_step(dataset, video_ids, batch_size=batch_size, seed=seed, epoch=epoch, step=step)
 
-    return _batches(dataset, batch_size, train_batches, eval_batches, clips_of_step)
+    is_head_alone = tables["train"].features.ndim == 3
+    return _batches(
+        dataset,
+        batch_size=batch_size,
+        forward_clips=_HEAD_FORWARD_CLIPS if is_head_alone else FORWARD_CLIPS,
+        train_batches=train_batches,
+        eval_batches=eval_batches,
+        clips_of_step=clips_of_step,
+    )
 
 
 def _batches(
     dataset: Dataset,
+    *,
     batch_size: int,
+    forward_clips: int,
     train_batches: Callable[[int, int, int, int], tf.data.Dataset],
     eval_batches: Callable[[str, int], tf.data.Dataset],
     clips_of_step: Callable[[int, int], str],
@@ -148,8 +167,8 @@ def _batches(
         return distribution.rows_of_worker(eval_batches("val", batch_size), num_workers, worker)
 
     def first_inputs() -> Iterator[dict[str, tf.Tensor]]:
-        steps = -(-min(_STANDARDIZATION_CLIPS, dataset.num_clips("train")) // FORWARD_CLIPS)
-        for inputs, _, weight in eval_batches("train", FORWARD_CLIPS).take(steps):
+        steps = -(-min(_STANDARDIZATION_CLIPS, dataset.num_clips("train")) // forward_clips)
+        for inputs, _, weight in eval_batches("train", forward_clips).take(steps):
             yield without_fillers(inputs, weight)
 
     return Batches(
@@ -158,7 +177,7 @@ def _batches(
         train=train_batches,
         val=val_batches if dataset.num_clips("val") > 0 else None,
         first_inputs=first_inputs,
-        train_in_order=lambda: eval_batches("train", FORWARD_CLIPS),
+        train_in_order=lambda: eval_batches("train", forward_clips),
         clips_of_step=clips_of_step,
     )
 

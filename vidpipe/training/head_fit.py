@@ -85,6 +85,7 @@ class HeadFit:
         self._model, self._head, self._clips, self._fold = model, head, clips, fold
         network = heads.network_logits(model)
         self._answer = tf.function(lambda inputs: network(inputs, training=False))
+        self._batches: tf.data.Dataset | None = None  # kept: building it takes as long as reading it
         self._linear: LinearPart | None = None
         self._label = np.zeros(0, np.int32)
 
@@ -127,10 +128,10 @@ class HeadFit:
         Returns:
           None if the run is not cross-fitted.
         """
-        if self._fold is None or self._linear is None:
+        if self._fold is None or self._linear is None or self._batches is None:
             return None
         by_member = np.concatenate(
-            [self._answer(inputs).numpy()[weight.numpy() > 0] for inputs, _, weight in self._clips.batches()]
+            [self._answer(inputs).numpy()[weight.numpy() > 0] for inputs, _, weight in self._batches]
         )
         of_network, is_held_out = held_out_logits(by_member, self._fold)
         label, linear = self._label[is_held_out], self._linear.held_out_logits[is_held_out]
@@ -150,9 +151,10 @@ class HeadFit:
     def _fit(self) -> LinearPart:
         extract = heads.statistics_extractor(self._model)
         step = tf.function(lambda inputs: extract(inputs, training=False)[1])
+        self._batches = self._clips.batches()
         statistics, label = [], []
         with Progress("Features of the linear part", len(self._clips.group), "clips") as progress:
-            for inputs, of_batch, weight in self._clips.batches():
+            for inputs, of_batch, weight in self._batches:
                 real = weight.numpy() > 0
                 statistics.append(step(inputs).numpy()[real])
                 label.append(of_batch.numpy()[real])
