@@ -128,7 +128,7 @@ def test_without_validation_the_last_epoch_is_selected(tmp_path: Path) -> None:
     run = stub_run(tmp_path, has_val=False, epochs=2)
     metrics = run.loop.run()
     assert (metrics["selected_epoch"], metrics["val_loss"], metrics["val_accuracy"]) == (2, None, None)
-    assert len(run.saved) == 2
+    assert len(run.saved) == 1
     assert run.log.calls[-1]["validation"] is None
 
 
@@ -141,7 +141,22 @@ def test_the_last_epoch_within_a_standard_error_of_the_lowest_loss_is_selected(
     metrics = run.loop.run()
     assert (metrics["selected_epoch"], metrics["val_loss"]) == (3, 1.75)
     assert metrics["val_loss_error"] == pytest.approx(1.75)
-    assert len(run.saved) == 3
+
+
+def test_the_model_of_the_selected_epoch_is_saved_meanwhile_and_at_the_end(
+    tmp_path: Path, val_losses: Callable[[list[np.ndarray]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = [np.full(4, loss) for loss in (2.0, 1.0, 3.0, 0.5, 4.0)]
+    val_losses(2 * losses)
+    seldom = stub_run(tmp_path / "seldom", epochs=5)
+    seldom.loop.run()
+    monkeypatch.setattr(loop, "_SAVE_MODEL_EVERY_SEC", -1)
+    often = stub_run(tmp_path / "often", epochs=5)
+    assert often.loop.run()["selected_epoch"] == 4
+    assert (len(seldom.saved), len(often.saved)) == (1, 3)
+    for ours, theirs in zip(seldom.saved[-1], often.saved[-1], strict=True):
+        assert (ours == theirs).all()
+    assert any((first != last).any() for first, last in zip(often.saved[0], often.saved[-1], strict=True))
 
 
 def test_early_stopping(
@@ -268,7 +283,6 @@ def test_a_lost_model_is_made_again(
     run = stub_run(tmp_path, epochs=4, keep_checkpoints=1, optimizer=optimizer)
     run.loop.run()
     assert run.checkpoint_names() == ["step-00000006.npz", "step-00000012.npz"]
-    assert len(run.saved) == 2
     run.folder.model.unlink()
     run.folder.metrics.unlink()
     run.folder.history.unlink()
@@ -284,15 +298,18 @@ def test_a_lost_model_is_made_again(
     assert all((ours == theirs).all() for ours, theirs in zip(weights, run.saved[-1], strict=True))
 
 
-def test_a_model_whose_checkpoint_is_gone_is_not_made_up(tmp_path: Path) -> None:
-    run = stub_run(tmp_path, epochs=1)
+def test_a_model_whose_checkpoint_is_gone_is_not_made_up(
+    tmp_path: Path, val_losses: Callable[[list[np.ndarray]], None]
+) -> None:
+    val_losses([np.full(4, loss) for loss in (1.0, 2.0)])
+    run = stub_run(tmp_path, epochs=2)
     run.loop.run()
     run.folder.model.unlink()
     run.folder.metrics.unlink()
-    longer = stub_run(tmp_path, epochs=1)
-    longer.loop._saved._steps_per_epoch = 99
-    with pytest.raises(CheckpointError, match=r"step-00000099.npz cannot be read"):
-        longer.loop.run()
+    run.folder.checkpoint(3).unlink()
+    again = stub_run(tmp_path, epochs=2)
+    with pytest.raises(CheckpointError, match=r"step-00000003.npz cannot be read"):
+        again.loop.run()
     assert not run.folder.is_finished
 
 

@@ -8,6 +8,7 @@ is a `Trainee`, and the steps of an epoch are an `EpochSteps`.
 import logging
 import math
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
@@ -29,6 +30,8 @@ from vidpipe.training.validation import Validation, validate
 _log = logging.getLogger(__name__)
 # Steps that took longer are saved before the validation, so that it may be stopped at any moment.
 _LONG_EPOCH_SEC = 30
+# Writing model.keras takes longer than an epoch of the head alone.
+_SAVE_MODEL_EVERY_SEC = 60
 
 
 class Loop:
@@ -43,7 +46,8 @@ class Loop:
       folder: of the run.
       stop: whether the run was asked to stop.
       settings: the content of config.json.
-      save_model: called after each epoch that is the selected one so far, with the averaged weights in force.
+      save_model: called with the averaged weights of the selected epoch in force: at the end, and before it
+        at most once a minute.
       run_log: shows each epoch; None on workers other than the chief.
     """
 
@@ -74,6 +78,8 @@ class Loop:
             steps_per_epoch=epoch_steps.steps_per_epoch,
         )
         self._state = RunState()
+        self._saved_epoch: int | None = None  # whose model this process wrote last
+        self._model_saved = time.monotonic()
 
     def run(self) -> dict[str, Any]:
         """Trains to the end and returns the content of metrics.json.
@@ -94,9 +100,10 @@ class Loop:
         metrics = run_metrics(self._state.history)
         if self._is_chief:
             self._folder.write_history(self._state.history)
-            if not self._folder.has_intact_model:
-                self._saved.restore_selected(self._state.history)
-                self._save_selected_model()
+            if self._saved_epoch != metrics["selected_epoch"]:
+                if self._state.epoch != metrics["selected_epoch"]:
+                    self._saved.restore_selected(self._state.history)
+                self._save_model_of(metrics["selected_epoch"])
             self._folder.write_metrics(metrics)
         return metrics
 
@@ -143,8 +150,9 @@ class Loop:
             num_steps=state.step,
         )
         state.history.append(row)
-        if self._is_chief and selected_epoch(state.history) is row:
-            self._save_selected_model()
+        is_selected = self._is_chief and selected_epoch(state.history) is row
+        if is_selected and time.monotonic() - self._model_saved > _SAVE_MODEL_EVERY_SEC:
+            self._save_model_of(row["epoch"])
         state.epoch, state.step_in_epoch, state.sums = state.epoch + 1, 0, StepSums()
         if self._run_log is not None:
             is_last = state.epoch == self._config.epochs or self._is_out_of_patience()
@@ -204,6 +212,7 @@ class Loop:
         self._epoch_steps.read_pending(self._state)
         self._saved.save(self._state)
 
-    def _save_selected_model(self) -> None:
+    def _save_model_of(self, epoch: int) -> None:
         with self._trainee.averaged_weights():
             self._save_model()
+        self._saved_epoch, self._model_saved = epoch, time.monotonic()
