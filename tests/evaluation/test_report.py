@@ -182,8 +182,8 @@ def test_captions_state_what_the_figures_show(opened: webdriver.Chrome, small: E
         str(image.get_attribute("alt")) for image in opened.find_elements(By.TAG_NAME, "img")[:3]
     )
     assert learning == (
-        "Epoch 1 of 2 was selected, the last whose validation loss is within one standard error of the "
-        "lowest: validation loss 1.250, accuracy 62.5\u00a0%."
+        "Epoch 1 of 2 was selected, the last whose loss in validation is within one standard error of the "
+        "lowest: loss 1.250, accuracy 62.5\u00a0%."
     )
     areas = {row["class"]: row["average_precision"] for row in small.metrics["per_class"][:-1]}
     worst, best = min(areas, key=areas.__getitem__), max(areas, key=areas.__getitem__)
@@ -432,12 +432,15 @@ def test_over_and_under_confidence(small: EvaluationReport, confidence: float, t
 
 
 def test_the_epoch_of_a_cross_fitted_run_is_explained() -> None:
-    of_epochs = [{"cv_loss": 0.5, "cv_accuracy": 0.75}, {"cv_loss": 0.25, "cv_accuracy": 0.875}]
+    of_epochs = [
+        {"cv_loss": 0.5, "cv_loss_error": 0.125, "cv_accuracy": 0.75},
+        {"cv_loss": 0.25, "cv_loss_error": 0.125, "cv_accuracy": 0.875},
+    ]
     history = [
         row | crossed | {"linear_cv_accuracy": 0.625} for row, crossed in zip(HISTORY, of_epochs, strict=True)
     ]
     page = evaluation_page(dataclasses.replace(_make_report(("a", "b"), 12), history=history))
     assert (
-        "Epoch 2 of 2 was selected, the one with the lowest loss in cross-validation: loss 0.250, accuracy "
-        "87.5\u00a0%; its linear part alone 62.5\u00a0%."
+        "Epoch 2 of 2 was selected, the last whose loss in cross-validation is within one standard error of "
+        "the lowest: loss 0.250, accuracy 87.5\u00a0%; its linear part alone 62.5\u00a0%."
     ) in page

@@ -31,6 +31,14 @@ def test_the_selected_epoch(losses: list[float | None], errors: list[float], exp
     assert selected_epoch(_history(losses, errors))["epoch"] == expected
 
 
+def test_of_two_losses_that_of_cross_validation_selects() -> None:
+    history = [
+        row | {"cv_loss": loss, "cv_loss_error": 0.25}
+        for row, loss in zip(_history([1, 2, 3, 4]), [2, 1, 1.25, 1.5], strict=True)
+    ]
+    assert selected_epoch(history)["epoch"] == 3
+
+
 def test_the_metrics_of_a_run_are_those_of_its_selected_epoch() -> None:
     metrics = run_metrics(_history([2, 1, 3], [0, 0.5, 0]))
     assert metrics == {"selected_epoch": 2, "epochs": 3, "loss": 0.5, "val_loss": 1, "val_loss_error": 0.5}

@@ -83,18 +83,15 @@ def _learning(history: Sequence[Mapping[str, Any]]) -> tuple[figures.Picture, st
         f"Without a validation split, the last of {len(history)} epochs was selected: training loss "
         f"{selected['loss']:.3f}, accuracy {page.percent(selected['accuracy'])}."
     )
-    if selecting_loss(history) == "cv_loss":
+    name = selecting_loss(history)
+    if name is not None:
+        where = "cross-validation" if name == "cv_loss" else "validation"
+        accuracy = f"accuracy {page.percent(selected[name.replace('loss', 'accuracy')])}"
+        if name == "cv_loss":
+            accuracy += f"; its linear part alone {page.percent(selected['linear_cv_accuracy'])}"
         caption = (
-            f"Epoch {selected['epoch']} of {len(history)} was selected, the one with the lowest loss in "
-            f"cross-validation: loss {selected['cv_loss']:.3f}, accuracy "
-            f"{page.percent(selected['cv_accuracy'])}; its linear part alone "
-            f"{page.percent(selected['linear_cv_accuracy'])}."
-        )
-    elif selected["val_loss"] is not None:
-        caption = (
-            f"Epoch {selected['epoch']} of {len(history)} was selected, the last whose validation loss is "
-            f"within one standard error of the lowest: validation loss {selected['val_loss']:.3f}, accuracy "
-            f"{page.percent(selected['val_accuracy'])}."
+            f"Epoch {selected['epoch']} of {len(history)} was selected, the last whose loss in {where} is "
+            f"within one standard error of the lowest: loss {selected[name]:.3f}, {accuracy}."
         )
     return figures.learning_curves_picture(history, selected["epoch"]), caption
 

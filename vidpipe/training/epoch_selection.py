@@ -9,16 +9,15 @@ History = Sequence[Mapping[str, Any]]
 def selected_epoch(history: History) -> Mapping[str, Any]:
     """Selects an epoch.
 
-    A cross-fitted run keeps the epoch with the lowest loss in cross-validation, since the network's share
-    has been chosen with care already. Another run follows the one-standard-error rule: the latest epoch whose
-    validation loss is within one standard error of the lowest; without validation, the last. The rule is from
-    Breiman et al., "Classification and Regression Trees", 1984, where it takes the simplest of the trees that
-    are as good as the best. On few validation clips the lowest loss is often that of an epoch long before the
-    training is done; on many clips the rule stays close to it.
+    The one-standard-error rule takes the latest epoch whose loss is within one standard error of the lowest;
+    without a loss on clips that were not trained on, the last epoch. The rule is from Breiman et al.,
+    "Classification and Regression Trees", 1984, where it takes the simplest of the trees that are as good as
+    the best. On few clips the lowest loss is often that of an epoch long before the training is done; on many
+    clips the rule stays close to it.
 
     Args:
       history: a row per epoch, at least one, with `epoch`, `val_loss` and `cv_loss` (None or left out where
-        there is none), and `val_loss_error`, the standard error of val_loss.
+        there is none), and their standard errors `val_loss_error` and `cv_loss_error`.
 
     Returns:
       The row of that epoch.
@@ -31,7 +30,7 @@ def selected_epoch(history: History) -> Mapping[str, Any]:
     if name is None:
         return history[-1]
     lowest = min(history, key=lambda row: row[name])
-    highest = lowest[name] + (lowest["val_loss_error"] if name == "val_loss" else 0.0)
+    highest = lowest[name] + lowest[f"{name}_error"]
     return [row for row in history if row[name] <= highest][-1]
 
 
