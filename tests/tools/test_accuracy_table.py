@@ -153,6 +153,12 @@ def test_folds_hold_out_each_clip_once_and_split_no_group(data: accuracy_data.Da
     assert sorted(held_out) == list(range(len(table.label)))
 
 
+def test_one_group_is_held_out_at_a_time(data: accuracy_data.Data) -> None:
+    held_out = [fold.videos["test"]["group"] for _, fold in accuracy_data.folds(data, 1, by_group=True)]
+    assert all(len(set(group)) == 1 for group in held_out)
+    assert sorted(group[0] for group in held_out) == sorted(set(data.train_and_val()[1]["group"]))
+
+
 def test_a_fold_is_trained_to_its_last_epoch(data: accuracy_data.Data, tmp_path: Path) -> None:
     _, fold = next(accuracy_data.folds(data, seed=1))
     probabilities = accuracy_methods.fit_frozen(fold, 1, tmp_path, ensemble_size=1)
@@ -197,7 +203,7 @@ def test_results_are_computed_once(
 
     def correct(seed: int) -> np.ndarray:
         folder = tmp_path / str(seed)
-        is_correct, _ = accuracy_table.clip_scores("motion", data, folder, seed=seed, cross_validate=False)
+        is_correct, _ = accuracy_table.clip_scores("motion", data, folder, seed=seed, tested_on="test")
         return is_correct
 
     for _ in range(2):
@@ -206,8 +212,13 @@ def test_results_are_computed_once(
     assert calls == [(1, tmp_path / "1/run"), (2, tmp_path / "2/run")]
 
 
+@pytest.mark.parametrize(("tested_on", "num_parts"), [("fold", 5), ("group", 10)])
 def test_cross_validation_predicts_each_clip_of_train_and_val_once(
-    data: accuracy_data.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: accuracy_data.Data,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tested_on: str,
+    num_parts: int,
 ) -> None:
     folders = []
 
@@ -216,10 +227,10 @@ def test_cross_validation_predicts_each_clip_of_train_and_val_once(
         return np.eye(2)[fold.tables["test"].label]
 
     _replace_fit(monkeypatch, fit)
-    correct, losses = accuracy_table.clip_scores("motion", data, tmp_path, seed=1, cross_validate=True)
+    correct, losses = accuracy_table.clip_scores("motion", data, tmp_path, seed=1, tested_on=tested_on)
     assert (losses == 0).all()
     assert correct.all() and len(correct) == len(data.train_and_val()[0].label)
-    assert folders == [f"fold{number}" for number in range(5)]
+    assert folders == [f"{tested_on}{number}" for number in range(num_parts)]
 
 
 def test_results_belong_to_one_backbone(data: accuracy_data.Data) -> None:

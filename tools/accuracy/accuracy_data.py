@@ -120,21 +120,27 @@ def check_datasets(data_dirs: Sequence[str]) -> None:
         by_sampling[sampling] = data_dir
 
 
-def folds(data: Data, seed: int) -> Iterator[tuple[np.ndarray, Data]]:
-    """Splits train and val into five parts that share no group.
+def folds(data: Data, seed: int, *, by_group: bool = False) -> Iterator[tuple[np.ndarray, Data]]:
+    """Splits train and val into parts that share no group.
+
+    Args:
+      data: its test split is not used.
+      seed: of the parts.
+      by_group: whether each group is a part; otherwise there are five.
 
     Yields:
-      Five times: the indices of the held-out clips in `data.train_and_val()`; and data whose test split is
-      these clips, whose train split is the other four parts, and which has no val split.
+      For each part: the indices of its clips in `data.train_and_val()`; and data whose test split is these
+      clips, whose train split is the other parts, and which has no val split.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold
 
     from vidpipe.data.shards import ShardInfo
     from vidpipe.model.feature_cache import FeatureTable
 
     table, videos = data.train_and_val()
     groups = videos["group"]
-    splitter = StratifiedGroupKFold(_NUM_FOLDS, shuffle=True, random_state=seed)
+    stratified = StratifiedGroupKFold(_NUM_FOLDS, shuffle=True, random_state=seed)
+    splitter = LeaveOneGroupOut() if by_group else stratified
     for trained, held_out in splitter.split(groups, table.label, groups):
         parts = {"train": trained, "test": held_out}
         tables = {

@@ -33,7 +33,8 @@ the whole backbone in every epoch: use a GPU.
 All rows are trained on train, the epoch is selected on val, and the accuracy is that on test. With
 --cross_validate the test split is not used: train and val together are split into five parts that share no
 group, and each part is predicted by a model that was trained on the other parts, to its last epoch. Each seed
-splits in its own way. Make your decisions with --cross_validate, and use the test split once.
+splits in its own way. With --leave_one_group_out each group, such as a source video, is a part. Make your
+decisions with --cross_validate, and use the test split once.
 
 The table has the mean, lowest and highest accuracy over the seeds, the standard deviation (sd), the mean log
 loss, and differences to the row --reference (left out: the better notebook row; without one, the best
@@ -84,6 +85,9 @@ class TableConfig:
     )
     cross_validate: bool = setting(
         False, help="Cross-validate within train and val; the test split is not used.", group=_MAIN
+    )
+    leave_one_group_out: bool = setting(
+        False, help="Cross-validate with one part per group instead of five parts.", group=_MAIN
     )
 
     def __post_init__(self) -> None:
@@ -168,16 +172,16 @@ def train_rows(config: TableConfig) -> Scores:
       TableError: the datasets cannot be compared, or none of the rows can be trained on them.
     """
     check_datasets(config.data_dir)
-    scores = {}
+    scores, tested_on = {}, "test"
+    if config.cross_validate or config.leave_one_group_out:
+        tested_on = "group" if config.leave_one_group_out else "fold"
     for data_dir in config.data_dir:
         data = read_data(data_dir, config.backbone_weights)
         folder, sampling = Path(config.work_dir, data.key()), data.dataset.clip.sampling
         for method in methods_for(sampling, config):
             by_seed = []
             for seed in range(1, config.seeds + 1):
-                found = clip_scores(
-                    method, data, folder / method / str(seed), seed=seed, cross_validate=config.cross_validate
-                )
+                found = clip_scores(method, data, folder / method / str(seed), seed=seed, tested_on=tested_on)
                 name = row_name(method, sampling)
                 num_correct, num_clips = int(found[0].sum()), found.shape[1]
                 _log.info("%s, seed %d: %d of %d clips correct", name, seed, num_correct, num_clips)
@@ -193,31 +197,40 @@ def train_rows(config: TableConfig) -> Scores:
 
 def methods_for(sampling: str, config: TableConfig) -> list[str]:
     """Returns the names of the methods to train on a dataset with this sampling."""
+    is_crossed = config.cross_validate or config.leave_one_group_out
     return [
         name
         for name, method in METHODS.items()
         if (name in config.rows if config.rows is not None else not method.trains_backbone)
         and (sampling == "head" or not method.is_notebook)
-        and not (config.cross_validate and method.trains_backbone)
+        and not (is_crossed and method.trains_backbone)
     ]
 
 
-def clip_scores(method: str, data: Data, folder: Path, *, seed: int, cross_validate: bool) -> np.ndarray:
+def clip_scores(method: str, data: Data, folder: Path, *, seed: int, tested_on: str) -> np.ndarray:
     """Returns whether each clip is classified correctly, 0 or 1, and its log loss, float [2, N].
 
     The result is written to the folder, and read from there in later calls.
+
+    Args:
+      method: a key of METHODS.
+      data: the clips.
+      folder: of the method and the seed.
+      seed: of the training.
+      tested_on: `test`, the test split; `fold`, five parts of train and val in turns; `group`, each group of
+        them in turns.
     """
-    path = folder / ("cross_validated.npy" if cross_validate else "tested.npy")
+    path = folder / f"{tested_on}.npy"
     if not path.exists():
         fit = METHODS[method].fit
-        if cross_validate:
-            label = data.train_and_val()[0].label
-            probabilities = np.empty((len(label), len(data.dataset.classes)))
-            for number, (indices, fold) in enumerate(folds(data, seed)):
-                probabilities[indices] = fit(fold, seed, folder / f"fold{number}")
-        else:
+        if tested_on == "test":
             label = data.tables["test"].label
             probabilities = fit(data, seed, folder / "run")
+        else:
+            label = data.train_and_val()[0].label
+            probabilities = np.empty((len(label), len(data.dataset.classes)))
+            for number, (indices, fold) in enumerate(folds(data, seed, by_group=tested_on == "group")):
+                probabilities[indices] = fit(fold, seed, folder / f"{tested_on}{number}")
         folder.mkdir(parents=True, exist_ok=True)
         of_label = probabilities[np.arange(len(label)), label].clip(np.finfo(np.float64).eps)
         np.save(path, np.stack([probabilities.argmax(axis=1) == label, -np.log(of_label)]))
