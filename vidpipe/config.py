@@ -134,6 +134,12 @@ def _run_dir() -> Any:
     return setting(help="The run folder written by train.", group=_MAIN)
 
 
+def _cache_gb() -> Any:
+    return setting(
+        50.0, help="Disk space for cached features in GiB.", group="Feature cache and input", at_least=0
+    )
+
+
 def _cache_dir() -> Any:
     return setting(
         None,
@@ -534,9 +540,7 @@ class TrainConfig:
         group="Feature cache and input",
         choices=CACHE_FEATURES,
     )
-    cache_gb: float = setting(
-        50.0, help="Disk space for cached features in GiB.", group="Feature cache and input", at_least=0
-    )
+    cache_gb: float = _cache_gb()
     data_service: str | None = setting(
         None,
         help="host:port of a tf.data service that decodes and augments the training clips.",
@@ -607,6 +611,14 @@ class EvaluationConfig:
         group="Test-time augmentation",
         at_least=1,
     )
+    cache_features: str = setting(
+        "auto",
+        help="Run a frozen backbone once per clip and cache its features on disk, for all runs; auto does so "
+        "without test-time augmentation, where the model takes all stored frames.",
+        group="Feature cache and input",
+        choices=("auto", "off"),
+    )
+    cache_gb: float = _cache_gb()
     cache_dir: str | None = _cache_dir()
 
     def __post_init__(self) -> None:

@@ -15,14 +15,17 @@ from sklearn import metrics as sk
 
 from synthetic import edit_videos_csv
 from tools import evaluate as tool
-from vidpipe.config import ClipConfig, EvaluationConfig
+from vidpipe.config import ClipConfig, EvaluationConfig, ModelConfig, TrainConfig, to_dict
 from vidpipe.data import input_pipeline, shards
-from vidpipe.data.dataset import Dataset
+from vidpipe.data.dataset import Dataset, open_dataset
 from vidpipe.evaluation import evaluate
 from vidpipe.evaluation.report import EvaluationReport
+from vidpipe.model import feature_cache, heads
+from vidpipe.model.fused import FusedModel, build_model
 from vidpipe.model.model_file import ModelMetadata, load_model, save_model
 from vidpipe.storage import files
-from vidpipe.training.run_folder import HISTORY_COLUMNS
+from vidpipe.training.precision import dtype_policy
+from vidpipe.training.run_folder import HISTORY_COLUMNS, RunFolder
 
 
 def save_linear_model(folder: Path, clip: ClipConfig, num_frames: int) -> None:
@@ -150,10 +153,10 @@ def test_the_report_has_the_run_s_history_and_settings_unless_they_are_corrupt(
     assert (without.history, without.settings) == ([], {})
     warnings = [line for line in caplog.messages if line.endswith(" The report leaves it out.")]
     assert [line.split(" (")[0] for line in warnings] == [
-        f"{tmp_path}/history.csv has no column 'accuracy'. The report leaves it out.",
         f"{tmp_path}/config.json cannot be read",
+        f"{tmp_path}/history.csv has no column 'accuracy'. The report leaves it out.",
     ]
-    assert "run_dir" not in warnings[1]
+    assert "run_dir" not in warnings[0]
     assert complete.settings == {"epochs": 2, "model": {"head": "motion"}}
     assert complete.history == [
         dict.fromkeys(HISTORY_COLUMNS)
@@ -197,6 +200,88 @@ def test_the_probabilities_of_crops_are_averaged(dataset: Dataset, tmp_path: Pat
     np.testing.assert_allclose(rows, by_hand, atol=1e-6)
     metrics = evaluation.metrics
     assert (metrics["num_clips"], metrics["temporal_crops"], metrics["spatial_crops"]) == (6, 2, 1)
+
+
+@pytest.fixture(scope="module", params=["float32", "mixed_bfloat16"])
+def fused_run(
+    request: pytest.FixtureRequest, data_dir: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str, FusedModel]:
+    """A run with a frozen backbone, a copy of its dataset, and its model as it was trained."""
+    folder = tmp_path_factory.mktemp(request.param)
+    copied = shutil.copytree(data_dir, folder / "records")
+    keras.utils.set_random_seed(1)
+    config = ModelConfig(backbone_weights="none", ensemble_size=1)
+    with dtype_policy(request.param), open_dataset(data_dir) as dataset:
+        spec = dataset.clip.spec(4)
+        model = build_model(config, spec=spec, num_classes=2, stored_frames=4)
+        save_model(model.fused, ModelMetadata(dataset.classes, dataset.clip, 4), folder / "model.keras")
+    settings = TrainConfig(data_dir=data_dir, run_dir=str(folder), model=config)
+    RunFolder(folder).write_settings(to_dict(settings))
+    return folder, str(copied), model
+
+
+def _probabilities(folder: Path) -> np.ndarray:
+    rows = RunFolder(folder).evaluation("test").read_predictions()
+    return np.array([[float(row["p(long)"]), float(row["p(short)"])] for row in rows])
+
+
+def test_the_features_of_a_frozen_run_are_computed_once(
+    fused_run: tuple[Path, str, FusedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, data_dir, _ = fused_run
+    evaluate.evaluate(_config(folder, data_dir, cache_features="off"))
+    without = _probabilities(folder)
+    assert not Path(data_dir, "features").exists()
+    first = evaluate.evaluate(_config(folder, data_dir, batch_size=3)).metrics
+    computed = _probabilities(folder)
+    np.testing.assert_allclose(computed, without, atol=1e-5)
+    assert len(np.unique(computed)) > 6
+    assert Path(data_dir, "features").exists()
+    monkeypatch.setattr(feature_cache, "_compute", None)
+    assert evaluate.evaluate(_config(folder, data_dir)).metrics == first
+    assert (_probabilities(folder) == computed).all()
+
+
+def test_training_and_evaluation_share_their_features(
+    fused_run: tuple[Path, str, FusedModel], dataset: Dataset
+) -> None:
+    folder, _, model = fused_run
+    loaded = heads.feature_extractor(load_model(folder / "model.keras")[0])
+    assert model.frozen is not None
+    assert feature_cache._key(loaded, dataset) == feature_cache._key(model.frozen, dataset)
+
+
+def test_each_precision_has_its_own_features(dataset: Dataset) -> None:
+    keys = set()
+    for precision in ("float32", "mixed_bfloat16"):
+        keras.utils.set_random_seed(1)
+        with dtype_policy(precision):
+            model = build_model(
+                ModelConfig(backbone_weights="none", ensemble_size=1),
+                spec=dataset.clip.spec(4), num_classes=2, stored_frames=4,
+            )  # fmt: skip
+        keys.add(feature_cache._key(heads.feature_extractor(model.fused), dataset))
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "crops", "num_frames", "expected"),
+    [
+        ({"model": {"fine_tune": "none"}}, {}, 4, True),
+        ({"model": {"fine_tune": "block5"}}, {}, 4, False),
+        ({"model": {"fine_tune": "none"}}, {"temporal_crops": 2}, 2, False),
+        ({"model": {"fine_tune": "none"}}, {"spatial_crops": 3}, 4, False),
+        ({"model": {"fine_tune": "none"}}, {"cache_features": "off"}, 4, False),
+        ({"model": []}, {}, 4, False),
+        ({}, {}, 4, False),
+    ],
+)
+def test_only_features_that_other_runs_share_are_kept(
+    dataset: Dataset, settings: dict[str, Any], crops: dict[str, Any], num_frames: int, expected: bool
+) -> None:
+    metadata = ModelMetadata(dataset.classes, dataset.clip, num_frames)
+    config = _config(Path("run"), dataset.data_dir, **crops)
+    assert evaluate._caches_features(config, metadata, dataset, settings) is expected
 
 
 @pytest.mark.parametrize(

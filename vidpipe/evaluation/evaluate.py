@@ -27,14 +27,17 @@ from vidpipe.evaluation.metrics import (
     precision_recall_curves,
 )
 from vidpipe.evaluation.report import EvaluationReport, evaluation_page
-from vidpipe.model.heads import with_linear_logits
+from vidpipe.model import heads
+from vidpipe.model.feature_cache import cached_features
+from vidpipe.model.feature_dataset import eval_feature_dataset
 from vidpipe.model.model_file import ModelMetadata, load_model
 from vidpipe.progress import Progress
-from vidpipe.storage import files
+from vidpipe.storage import files, remote
 from vidpipe.training.run_folder import EvaluationFolder, RunFolder, RunFolderError
 
 _log = logging.getLogger(__name__)
 _CLIPS_SHOWN = 12  # mistakes, and as many uncertain clips
+_HEAD_BATCH = 64  # clips per forward pass of a head alone
 _NAMED_CLASSES = 6
 _Content = TypeVar("_Content")
 
@@ -73,7 +76,13 @@ def evaluate(config: EvaluationConfig) -> Evaluation:
         _check_crops(config, metadata, dataset)
         dataset.fetch(config.split)
         rows = dataset.clip_rows(config.split)
-        labels, probabilities, linear = _predict(model, dataset, config, num_frames=metadata.num_frames)
+        settings: dict[str, Any] = _read_or(run.read_settings, {})
+        if _caches_features(config, metadata, dataset, settings):
+            answers, batches = _head_and_features(model, dataset, config)
+        else:
+            answers = heads.with_linear_logits(model)
+            batches = _frame_batches(dataset, config, num_frames=metadata.num_frames)
+        labels, probabilities, linear = _predict(answers, batches, dataset, config)
         check_rows(rows, labels, dataset)
         mistakes, uncertain = clips_to_show(labels, probabilities, _CLIPS_SHOWN)
         frames = _read_frames(dataset, config.split, [*mistakes, *uncertain], metadata.spec)
@@ -96,7 +105,7 @@ def evaluate(config: EvaluationConfig) -> Evaluation:
         uncertain=uncertain,
         frames=frames,
         history=_read_or(run.read_history, []),
-        settings=_read_or(run.read_settings, {}),
+        settings=settings,
         provenance=_provenance(config, run, dataset),
     )
     text = classification_report(labels, probabilities, metadata.classes)
@@ -194,24 +203,65 @@ def _check_crops(config: EvaluationConfig, metadata: ModelMetadata, dataset: Dat
         )
 
 
-def _predict(
-    model: keras.Model, dataset: Dataset, config: EvaluationConfig, *, num_frames: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns labels int32 [N], probabilities float32 [N, C], and those of the linear part alone.
+def _caches_features(
+    config: EvaluationConfig, metadata: ModelMetadata, dataset: Dataset, settings: Mapping[str, Any]
+) -> bool:
+    """Whether the features of the clips are worth keeping: those of a frozen backbone serve all runs."""
+    model_settings = settings.get("model")
+    is_frozen = isinstance(model_settings, dict) and model_settings.get("fine_tune") == "none"
+    takes_whole_clips = metadata.num_frames == dataset.clip.num_frames and config.spatial_crops == 1
+    return config.cache_features != "off" and is_frozen and takes_whole_clips
 
-    Probabilities are the mean over the crops of each video. Without a linear part the last are [N, 0].
-    """
-    num_crops = config.temporal_crops * config.spatial_crops
-    total = dataset.num_clips(config.split) * num_crops
-    batches = input_pipeline.eval_dataset(
+
+def _head_and_features(
+    model: keras.Model, dataset: Dataset, config: EvaluationConfig
+) -> tuple[keras.Model, tf.data.Dataset]:
+    """Returns the part of a model after its features, and the batches that it takes."""
+    own = [] if remote.is_remote(dataset.read_dir) else [dataset.read_dir]
+    table = cached_features(
+        heads.feature_extractor(model),
         dataset,
-        batch_size=min(config.batch_size, total),
+        split=config.split,
+        # A power of two: it must divide the cache's chunks of clips.
+        batch_size=min(_HEAD_BATCH, 1 << config.batch_size.bit_length() - 1),
+        cache_dirs=[*own, config.run_dir],
+        cache_gb=config.cache_gb,
+    )
+    batches = eval_feature_dataset(table, batch_size=_HEAD_BATCH, num_frames=dataset.clip.num_frames)
+    return heads.classifier(heads.with_linear_logits(model)), batches
+
+
+def _frame_batches(dataset: Dataset, config: EvaluationConfig, *, num_frames: int) -> tf.data.Dataset:
+    return input_pipeline.eval_dataset(
+        dataset,
+        batch_size=min(config.batch_size, _num_crops(config) * dataset.num_clips(config.split)),
         split=config.split,
         num_frames=num_frames,
         temporal_crops=config.temporal_crops,
         spatial_crops=config.spatial_crops,
     )
-    answers = with_linear_logits(model)
+
+
+def _num_crops(config: EvaluationConfig) -> int:
+    """Returns the number of crops of a clip."""
+    return config.temporal_crops * config.spatial_crops
+
+
+def _predict(
+    answers: keras.Model, batches: tf.data.Dataset, dataset: Dataset, config: EvaluationConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns labels int32 [N], probabilities float32 [N, C], and those of the linear part alone.
+
+    Probabilities are the mean over the crops of each video. Without a linear part the last are [N, 0].
+
+    Args:
+      answers: gives the logits of the whole model and those of its linear part.
+      batches: (inputs, label, weight) of all crops.
+      dataset: of the clips.
+      config: of the evaluation.
+    """
+    num_crops = _num_crops(config)
+    total = dataset.num_clips(config.split) * num_crops
     step = tf.function(lambda inputs: [tf.nn.softmax(each) for each in answers(inputs, training=False)])
     labels: list[np.ndarray] = []
     scores: tuple[list[np.ndarray], list[np.ndarray]] = [], []

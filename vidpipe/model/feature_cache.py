@@ -18,7 +18,7 @@ import math
 import os
 import shutil
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -78,7 +78,7 @@ def cached_features(
     """Reads the cached features of a split, after computing the chunks that are missing or corrupt.
 
     Args:
-      frozen: `FusedModel.frozen`.
+      frozen: `FusedModel.frozen`, or `heads.feature_extractor` of a model that takes all stored frames.
       dataset: an open dataset.
       split: which clips.
       batch_size: clips per forward pass, a divisor of 64.
@@ -366,4 +366,14 @@ def _key(frozen: keras.Model, dataset: Dataset) -> str:
     weights = hashlib.sha256()
     for weight in frozen.weights:
         weights.update(np.ascontiguousarray(weight.numpy()).tobytes())
-    return fingerprint([dataset.info.fingerprint, weights.hexdigest(), frozen.dtype_policy.name])[:16]
+    # Of the layers: a model.keras has the precision that it was trained in, whatever the policy in force.
+    policies = {layer.dtype_policy.name for layer in _layers_with_weights(frozen)}
+    return fingerprint([dataset.info.fingerprint, weights.hexdigest(), "+".join(sorted(policies))])[:16]
+
+
+def _layers_with_weights(model: keras.Model) -> Iterator[keras.Layer]:
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _layers_with_weights(layer)
+        elif layer.weights:
+            yield layer

@@ -240,10 +240,10 @@ def with_linear_logits(model: keras.Model) -> keras.Model:
 
 
 def classifier(model: keras.Model) -> keras.Model:
-    """Returns the part of a model after its features: {"features", "mask"} -> logits float32 [B, C].
+    """Returns the part of a model after its features: {"features", "mask"} -> its output or outputs.
 
     Args:
-      model: as in `feature_extractor`.
+      model: as in `feature_extractor`, or `with_linear_logits` of it.
     """
     pooled, mask = model.get_layer(_FEATURES).output, model.input["mask"]
     after_features = keras.Model([pooled, mask], model.output)
