@@ -12,7 +12,7 @@ PACKAGE = ROOT / "vidpipe"
 # A module may import its own package and the ones before it.
 ORDER = ("", "storage", "data", "display", "model", "training", "evaluation", "inference")
 # The order of the modules beside the packages. `command_line` is for the tools alone.
-TOP_LEVEL = ("errors", "config", "progress", "interruption", "command_line")
+TOP_LEVEL = ("errors", "config", "progress", "interruption", "devices", "command_line")
 IMPORTERS = {
     "absl": {"command_line"},
     "apache_beam": {"data.convert_beam"},

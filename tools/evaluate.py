@@ -8,7 +8,7 @@ Writes RUN_DIR/eval_SPLIT/: report.html, metrics.json, predictions.csv and class
 
 import sys
 
-from vidpipe import command_line
+from vidpipe import command_line, devices
 from vidpipe.config import EvaluationConfig
 
 _COMMAND = command_line.Command(__doc__)
@@ -20,6 +20,7 @@ def main(arguments: list[str]) -> None:
     del arguments
     config = _read_config()
     command_line.load_tensorflow()
+    devices.prepare(takes_all_memory=False)
     from vidpipe.evaluation import evaluate
 
     evaluation = evaluate.evaluate(config)

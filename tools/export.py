@@ -16,7 +16,7 @@ A model is compared with its export on the first clips of the split; the export 
 import logging
 import sys
 
-from vidpipe import command_line
+from vidpipe import command_line, devices
 from vidpipe.config import ExportConfig
 
 _COMMAND = command_line.Command(__doc__)
@@ -28,6 +28,7 @@ def main(arguments: list[str]) -> None:
     del arguments
     config = _read_config()
     command_line.load_tensorflow()
+    devices.prepare(takes_all_memory=False)
     # TensorFlow logs each step of saving, and resets the logger's level for that.
     logging.getLogger("absl").addFilter(lambda record: record.levelno >= logging.ERROR)
     if config.format == "features":

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vidpipe import command_line
+from vidpipe import command_line, devices
 from vidpipe.config import PredictionConfig, setting
 from vidpipe.inference.video_files import find_videos
 from vidpipe.progress import Progress
@@ -53,6 +53,7 @@ def main(arguments: list[str]) -> int:
     num_failed = len(unmatched)
     if videos:
         command_line.load_tensorflow()
+        devices.prepare(takes_all_memory=False)
         print_results = _print_predictions if config.timeline is None else _print_timelines
         num_failed += print_results(config, videos, as_json)
     return 1 if num_failed else 0

@@ -10,7 +10,7 @@ The page is at http://127.0.0.1:8000/. Programs send a video to /predict and get
 import signal
 import sys
 
-from vidpipe import command_line
+from vidpipe import command_line, devices
 from vidpipe.config import ServerConfig
 from vidpipe.errors import VidpipeError
 
@@ -30,6 +30,7 @@ def main(arguments: list[str]) -> None:
             f"The server needs Flask and waitress: pip install 'vidpipe[serve]' ({error})."
         ) from None
     command_line.load_tensorflow()
+    devices.prepare(takes_all_memory=False)
     from vidpipe.inference import serve
 
     # SIGTERM then ends the server as Ctrl-C does: the decoding processes and uploads are removed.

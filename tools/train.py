@@ -10,7 +10,7 @@ The same command resumes an interrupted run. Without flags it trains the recipe 
 import sys
 from dataclasses import dataclass
 
-from vidpipe import command_line
+from vidpipe import command_line, devices
 from vidpipe.config import TrainConfig, check, setting
 from vidpipe.training.recipes import RECIPES
 
@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> None:
     recipe = RECIPES[_read_recipe().recipe]
     config = _read_config(recipe.train_config(data_dir=paths.data_dir, run_dir=paths.run_dir))
     command_line.load_tensorflow()
+    devices.prepare(takes_all_memory=True)
     from vidpipe.training import train
 
     result = train.train(config)

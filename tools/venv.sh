@@ -39,9 +39,12 @@ extras=io,test
 if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 13))'; then
     extras=test
 fi
+if compgen -G '/dev/nvidia[0-9]*' >/dev/null || [ -e /usr/lib/wsl/lib/libcuda.so.1 ]; then
+    extras=gpu,$extras # TensorFlow's CUDA libraries
+fi
 wanted="$extras $(sha256sum setup.cfg)"
 if [ "$(cat "$venv/.installed" 2>/dev/null)" != "$wanted" ]; then
-    [ "$extras" = io,test ] || echo "Python 3.13: tensorflow-io is left out, which has no release for it." >&2
+    [[ $extras = *io* ]] || echo "Python 3.13: tensorflow-io is left out, which has no release for it." >&2
     echo "Installing vidpipe[$extras] into $venv: a few minutes and 3 GB, once." >&2
     "$python" -m pip install --quiet --disable-pip-version-check --use-pep517 -e ".[$extras]"
     # opencv-python needs libGL, which a machine without a screen may lack; opencv-python-headless does not.

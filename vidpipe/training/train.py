@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from vidpipe import devices
 from vidpipe.config import TrainConfig, to_dict
 from vidpipe.data import input_pipeline
 from vidpipe.data.dataset import Dataset, open_dataset
@@ -104,6 +105,7 @@ def _train(
     num_frames = dataset.clip.resolve_num_frames(config.num_frames)
     num_replicas = strategy.num_replicas_in_sync
     precision = resolve_precision(config.precision, num_replicas=num_replicas)
+    _log.info("Training on %s, %s.", devices.names(num_replicas), precision)
     _make_repeatable(config)
     with strategy.scope(), dtype_policy(precision):
         trainee, fused = build_trainee(
@@ -121,8 +123,8 @@ def _train(
         config, dataset, trainee, fused, batch_size=batch_size, num_frames=num_frames
     )
     _log.info(
-        "%d train, %d val clips of %d classes; %s, batches of %d clips%s.",
-        dataset.num_clips("train"), dataset.num_clips("val"), len(dataset.classes), precision, batch_size,
+        "%d train, %d val clips of %d classes; batches of %d clips%s.",
+        dataset.num_clips("train"), dataset.num_clips("val"), len(dataset.classes), batch_size,
         f" on {num_replicas} replicas" if num_replicas > 1 else "",
     )  # fmt: skip
     if earlier is not None:
