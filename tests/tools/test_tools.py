@@ -169,7 +169,8 @@ def test_the_path_through_the_tools(tmp_path: Path, videos: Path, capsys: pytest
     ended = run_tool(*evaluate)
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
-    searching, named = ended.stderr.splitlines()
+    features, _, searching, named = ended.stderr.splitlines()
+    assert features.startswith("Features of test: 6 clips of 4 x 512 float32, ")
     assert searching.endswith("cannot be read (corrupted record); searching for it.")
     with (records / "videos.csv").open() as file:
         video = next(r for r in csv.DictReader(file) if (r["shard"], r["position"]) == (shard.name, "0"))
