@@ -539,6 +539,7 @@ def test_a_gpu_is_deterministic_on_demand_and_a_cpu_always(
 ) -> None:  # fmt: skip
     switched: list[bool] = []
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: gpus)
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda _: {})
     monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: switched.append(True))
     with pytest.raises(_BuiltError):
         train.train(train_config(tmp_path, precision="float32", strategy="one", deterministic=deterministic))

@@ -25,6 +25,8 @@ FOLDS = 5
 # With more clips than this, the strength is chosen on one fold: it would take minutes on all.
 _MANY_CLIPS = 2000
 _MAX_ITERATIONS = 1000
+# A gain counts from this many standard errors on: clips of a group are alike, so one is too few.
+_STANDARD_ERRORS = 2
 _ABSENT = -30.0  # the logit of a class without a training clip
 
 
@@ -58,7 +60,7 @@ def fit_linear_part(
     """Fits multinomial logistic regression with L2 regularization, on standardized statistics.
 
     Its strength, and whether the mean frame is used, are chosen by the log loss in cross-validation: another
-    strength than the default, and the mean frame, have to lower it by more than one standard error.
+    strength than the default, and the mean frame, have to lower it by more than two standard errors.
 
     Args:
       statistics: float [N, P], see `heads.statistics_of_clip`.
@@ -82,8 +84,7 @@ def fit_linear_part(
         tried = fold[scored] == fold[scored][0] if len(label) > _MANY_CLIPS else np.ones(len(scored), bool)
         chosen = [_best_strength(fits, fold, scored[tried]) for fits in candidates]
         (_, losses), (_, more_losses) = chosen
-        gain = losses - more_losses
-        number = int(gain.mean() > gain.std() / np.sqrt(len(gain)))
+        number = int(_is_gain(losses - more_losses))
         fits, strength = candidates[number], chosen[number][0]
         held_out = fits.held_out_logits(strength, fold)
     kernel, bias = fits.fit(strength)
@@ -221,7 +222,7 @@ def _best_strength(fits: _Fits, fold: np.ndarray, clips: np.ndarray) -> tuple[fl
     """Chooses a strength by the log loss on held-out clips.
 
     On few clips the lowest loss is luck: another strength than the default has to be better than it by more
-    than one standard error, paired by clip.
+    than two standard errors, paired by clip.
 
     Returns:
       The strength, and the losses of the held-out clips, float64 [n].
@@ -240,6 +241,10 @@ def _best_strength(fits: _Fits, fold: np.ndarray, clips: np.ndarray) -> tuple[fl
 
     found = dict(tried())
     best = min(found, key=lambda strength: found[strength].mean())
-    gain = found[_DEFAULT_STRENGTH] - found[best]
-    chosen = best if gain.mean() > gain.std() / np.sqrt(len(gain)) else _DEFAULT_STRENGTH
+    chosen = best if _is_gain(found[_DEFAULT_STRENGTH] - found[best]) else _DEFAULT_STRENGTH
     return chosen, found[chosen]
+
+
+def _is_gain(of_clips: np.ndarray) -> bool:
+    """Whether the mean of differences, paired by clip, is above zero beyond doubt."""
+    return bool(of_clips.mean() > _STANDARD_ERRORS * of_clips.std() / np.sqrt(len(of_clips)))
