@@ -131,3 +131,10 @@ def test_log_losses_by_hand() -> None:
     np.testing.assert_allclose(
         log_losses(logits, np.array([0, 1])), [[np.log(2), -np.log(0.75)], [-np.log(0.1), 300 * np.log(10)]]
     )
+
+
+def test_a_gain_is_more_than_two_standard_errors() -> None:
+    """The first is of exactly two: the mean is 0.5, the standard deviation 0.5, of four clips."""
+    assert not linear_part._is_gain(np.array([0.0, 1.0, 0.0, 1.0]))
+    assert linear_part._is_gain(np.array([1.0, 1.0, 0.0, 1.0]))
+    assert not linear_part._is_gain(np.zeros(4))
