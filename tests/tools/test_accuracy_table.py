@@ -259,7 +259,10 @@ def test_the_sampling_decides_which_rows_are_trained() -> None:
     assert "block5" not in accuracy_table.methods_for("uniform", _config())
     assert "motion" in accuracy_table.methods_for("uniform", _config())
     assert accuracy_table.methods_for("uniform", _config(rows=("block5",))) == ["block5"]
-    assert accuracy_table.methods_for("uniform", _config(rows=("block5",), cross_validate=True)) == []
+    for crossed in ("cross_validate", "leave_one_group_out"):
+        assert accuracy_table.methods_for("uniform", _config(rows=("block5",), **{crossed: True})) == []
+    named = [_config(), _config(cross_validate=True), _config(leave_one_group_out=True)]
+    assert [config.tested_on for config in named] == ["test", "fold", "group"]
 
 
 def test_the_table_compares_with_the_better_row_of_the_notebook(capsys: pytest.CaptureFixture) -> None:

@@ -30,11 +30,11 @@ block4_flip
 The block rows are trained only if --rows names them. They train convolutions, and those with random flips run
 the whole backbone in every epoch: use a GPU.
 
-All rows are trained on train, the epoch is selected on val, and the accuracy is that on test. With
---cross_validate the test split is not used: train and val together are split into five parts that share no
-group, and each part is predicted by a model that was trained on the other parts, to its last epoch. Each seed
-splits in its own way. With --leave_one_group_out each group, such as a source video, is a part. Make your
-decisions with --cross_validate, and use the test split once.
+All rows are trained on train, and the accuracy is that on test; val selects the epoch of rows that are not
+cross-fitted. With --cross_validate the test split is not used: train and val together are split into five
+parts that share no group, and each part is predicted by a model that was trained on the other parts. Each
+seed splits in its own way. With --leave_one_group_out each group, such as a source video, is a part. Make
+your decisions with --cross_validate, and use the test split once.
 
 The table has the mean, lowest and highest accuracy over the seeds, the standard deviation (sd), the mean log
 loss, and differences to the row --reference (left out: the better notebook row; without one, the best
@@ -96,6 +96,13 @@ class TableConfig:
         unknown = sorted(named - set(METHODS))
         if unknown:
             raise ConfigError(f"There is no row {unknown[0]}; there are {', '.join(METHODS)}.")
+
+    @property
+    def tested_on(self) -> str:
+        """What the rows are tested on, see `clip_scores`."""
+        if self.leave_one_group_out:
+            return "group"
+        return "fold" if self.cross_validate else "test"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,16 +179,16 @@ def train_rows(config: TableConfig) -> Scores:
       TableError: the datasets cannot be compared, or none of the rows can be trained on them.
     """
     check_datasets(config.data_dir)
-    scores, tested_on = {}, "test"
-    if config.cross_validate or config.leave_one_group_out:
-        tested_on = "group" if config.leave_one_group_out else "fold"
+    scores = {}
     for data_dir in config.data_dir:
         data = read_data(data_dir, config.backbone_weights)
         folder, sampling = Path(config.work_dir, data.key()), data.dataset.clip.sampling
         for method in methods_for(sampling, config):
             by_seed = []
             for seed in range(1, config.seeds + 1):
-                found = clip_scores(method, data, folder / method / str(seed), seed=seed, tested_on=tested_on)
+                found = clip_scores(
+                    method, data, folder / method / str(seed), seed=seed, tested_on=config.tested_on
+                )
                 name = row_name(method, sampling)
                 num_correct, num_clips = int(found[0].sum()), found.shape[1]
                 _log.info("%s, seed %d: %d of %d clips correct", name, seed, num_correct, num_clips)
@@ -197,13 +204,12 @@ def train_rows(config: TableConfig) -> Scores:
 
 def methods_for(sampling: str, config: TableConfig) -> list[str]:
     """Returns the names of the methods to train on a dataset with this sampling."""
-    is_crossed = config.cross_validate or config.leave_one_group_out
     return [
         name
         for name, method in METHODS.items()
         if (name in config.rows if config.rows is not None else not method.trains_backbone)
         and (sampling == "head" or not method.is_notebook)
-        and not (is_crossed and method.trains_backbone)
+        and not (config.tested_on != "test" and method.trains_backbone)
     ]
 
 
