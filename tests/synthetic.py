@@ -12,15 +12,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
 
-from vidpipe.config import ClipConfig
+from vidpipe.config import ClipConfig, ClipSpec
 from vidpipe.data import video
 from vidpipe.data.process_pool import ReaderPool
 from vidpipe.data.skip_reason import SkipReason
+
+if TYPE_CHECKING:
+    import keras
 
 # The settings of the fixture `conversion` as flags of tools/convert_videos.py.
 CONVERSION_FLAGS = (
@@ -116,30 +119,48 @@ def write_colours(path: Path, colours: Sequence[tuple[int, int, int]], fps: floa
     return str(path)
 
 
+def pixel_model(
+    clip_spec: ClipSpec, pool: Callable[["keras.KerasTensor"], "keras.KerasTensor"], logits: "keras.Layer"
+) -> "keras.Model":
+    """Builds a quick model with the parts of a real one: logits of the real frames' mean.
+
+    Args:
+      clip_spec: of its inputs.
+      pool: pixels float32 [N, H, W, 3] in 0..1 -> [N, D], its backbone.
+      logits: [B, D] -> [B, C], its head.
+    """
+    # Imported here: spawned decoding processes import this module and need no Keras.
+    import keras
+    from keras import layers
+
+    shape = (clip_spec.num_frames, clip_spec.height, clip_spec.width, 3)
+    image, pixels = keras.Input(shape[1:], dtype="uint8"), keras.Input(shape[1:])
+    preprocess = keras.Model(image, layers.Rescaling(1 / 255)(image), name="preprocess")
+    backbone = keras.Model(pixels, pool(pixels), name="backbone")
+    frames = keras.Input(shape, dtype="uint8", name="frames")
+    mask = keras.Input(shape[:1], dtype="bool", name="mask")
+    encoded = backbone(preprocess(keras.ops.reshape(frames, [-1, *shape[1:]])))
+    features = keras.ops.reshape(encoded, [-1, shape[0], encoded.shape[-1]])
+    pooled = layers.Identity(name="pooled")(features)
+    mean = layers.GlobalAveragePooling1D()(pooled, mask=mask)
+    return keras.Model({"frames": frames, "mask": mask}, logits(mean))
+
+
 def save_colour_model(run_dir: Path, clip: ClipConfig, classes: tuple[str, str, str]) -> None:
     """Saves a model that classifies clips by their mean colour: blue, a class that never wins, red.
 
     Its logits are 3 (blue - red) / 255, -9 and 3 (red - blue) / 255, computed from the real frames.
     """
-    # Imported here: spawned decoding processes import this module and need neither.
     import keras
     from keras import layers
 
     from vidpipe.model.model_file import ModelMetadata, save_model
 
-    spec = clip.spec(clip.num_frames)
-    shape = (spec.num_frames, spec.height, spec.width, 3)
-    frames = keras.Input(shape, dtype="uint8", name="frames")
-    mask = keras.Input(shape[:1], dtype="bool", name="mask")
-    scaled = layers.Reshape((spec.num_frames, -1))(layers.Rescaling(1 / 255)(frames))
-    mean = layers.Reshape(shape[1:])(layers.GlobalAveragePooling1D()(scaled, mask=mask))
     kernel = keras.initializers.Constant(np.array([[-3, 0, 3], [0, 0, 0], [3, 0, -3]]))
     bias = keras.initializers.Constant(np.array([0, -9, 0]))
-    logits = layers.Dense(3, kernel_initializer=kernel, bias_initializer=bias)(
-        layers.GlobalAveragePooling2D()(mean)
-    )
+    logits = layers.Dense(3, kernel_initializer=kernel, bias_initializer=bias)
+    model = pixel_model(clip.spec(clip.num_frames), layers.GlobalAveragePooling2D(), logits)
     run_dir.mkdir(parents=True, exist_ok=True)
-    model = keras.Model({"frames": frames, "mask": mask}, logits)
     save_model(model, ModelMetadata(classes, clip, clip.num_frames), run_dir / "model.keras")
 
 

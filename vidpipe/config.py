@@ -350,6 +350,12 @@ class ModelConfig:
         group="Model",
         choices=FINE_TUNE,
     )
+    pixel_differences: bool = setting(
+        False,
+        help="Apply the backbone also to the differences of successive frames, in pixels; the head sees the "
+        "features of both.",
+        group="Model",
+    )
     head: str = setting("motion", help="Network after the backbone.", group="Model", choices=HEADS)
     ensemble_size: int | None = setting(
         None,

@@ -13,15 +13,15 @@ import pytest
 from keras import layers
 from sklearn import metrics as sk
 
-from synthetic import edit_videos_csv
+from synthetic import edit_videos_csv, pixel_model
 from tools import evaluate as tool
 from vidpipe.config import ClipConfig, EvaluationConfig, ModelConfig, TrainConfig, to_dict
 from vidpipe.data import input_pipeline, shards
 from vidpipe.data.dataset import Dataset, open_dataset
 from vidpipe.evaluation import evaluate
 from vidpipe.evaluation.report import EvaluationReport
-from vidpipe.model import feature_cache, heads
-from vidpipe.model.fused import FusedModel, build_model
+from vidpipe.model import feature_cache
+from vidpipe.model.fused import FusedModel, build_model, feature_encoder
 from vidpipe.model.model_file import ModelMetadata, load_model, save_model
 from vidpipe.storage import files
 from vidpipe.training.precision import dtype_policy
@@ -31,12 +31,7 @@ from vidpipe.training.run_folder import HISTORY_COLUMNS, RunFolder
 def save_linear_model(folder: Path, clip: ClipConfig, num_frames: int) -> None:
     """Saves a model of two classes with random weights: linear in the mean of the real frames."""
     keras.utils.set_random_seed(1)
-    spec = clip.spec(num_frames)
-    frames = keras.Input((num_frames, spec.height, spec.width, 3), dtype="uint8", name="frames")
-    mask = keras.Input((num_frames,), dtype="bool", name="mask")
-    flat = layers.Reshape((num_frames, -1))(layers.Rescaling(1 / 255)(frames))
-    logits = layers.Dense(2)(layers.GlobalAveragePooling1D()(flat, mask=mask))
-    model = keras.Model({"frames": frames, "mask": mask}, logits)
+    model = pixel_model(clip.spec(num_frames), layers.Flatten(), layers.Dense(2))
     save_model(model, ModelMetadata(("long", "short"), clip, num_frames), folder / "model.keras")
 
 
@@ -246,7 +241,7 @@ def test_training_and_evaluation_share_their_features(
     fused_run: tuple[Path, str, FusedModel], dataset: Dataset
 ) -> None:
     folder, _, model = fused_run
-    loaded = heads.feature_extractor(load_model(folder / "model.keras")[0])
+    loaded = feature_encoder(load_model(folder / "model.keras")[0])
     assert model.frozen is not None
     assert feature_cache._key(loaded, dataset) == feature_cache._key(model.frozen, dataset)
 
@@ -260,7 +255,7 @@ def test_each_precision_has_its_own_features(dataset: Dataset) -> None:
                 ModelConfig(backbone_weights="none", ensemble_size=1),
                 spec=dataset.clip.spec(4), num_classes=2, stored_frames=4,
             )  # fmt: skip
-        keys.add(feature_cache._key(heads.feature_extractor(model.fused), dataset))
+        keys.add(feature_cache._key(feature_encoder(model.fused), dataset))
     assert len(keys) == 2
 
 

@@ -21,6 +21,7 @@ from vidpipe.evaluation.evaluate import EvaluateError
 from vidpipe.inference import export_features as export_features_module
 from vidpipe.inference.export_features import export_features
 from vidpipe.inference.export_files import ExportError
+from vidpipe.model.frame_encoder import FrameEncoder
 from vidpipe.model.heads import feature_extractor
 from vidpipe.model.model_file import ModelMetadata
 
@@ -33,7 +34,9 @@ Config = Callable[..., ExportConfig]
 def exported(run_dir: Path, model: keras.Model, export_config: Config) -> dict[str, np.ndarray]:
     """The arrays of the test split's .npz file, written in two batches, the second of them filled up."""
     config = export_config(run_dir, run_dir / "test.npz", "features")
-    assert export_features(config, batch_size=4) == (6, 4, 512)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FrameEncoder, "clips_per_call", 4)
+        assert export_features(config) == (6, 4, 512)
     with np.load(run_dir / "test.npz", allow_pickle=False) as archive:
         return dict(archive)
 
@@ -64,7 +67,7 @@ def test_the_csv_file_holds_the_same_float32_values_of_real_frames(
     exported: dict[str, np.ndarray], run_dir: Path, export_config: Config, tmp_path: Path
 ) -> None:
     path = tmp_path / "test.csv"
-    export_features(export_config(run_dir, path, "features"), batch_size=4)
+    export_features(export_config(run_dir, path, "features"))
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["video_id", "label", "frame", *(f"f{index}" for index in range(512))]
@@ -133,6 +136,7 @@ def test_an_older_file_is_kept_if_the_dataset_is_corrupt_or_empty(
 ) -> None:
     metadata = ModelMetadata(dataset.classes, dataset.clip, 4)
     monkeypatch.setattr(export_features_module, "load_model_for", lambda *_: (model, metadata))
+    monkeypatch.setattr(FrameEncoder, "clips_per_call", 1)
     folder = Path(shutil.copytree(dataset.data_dir, tmp_path / "copy"))
     output = tmp_path / f"out{suffix}"
     output.write_text("old")
@@ -140,7 +144,7 @@ def test_an_older_file_is_kept_if_the_dataset_is_corrupt_or_empty(
     def assert_fails(message: str) -> None:
         config = export_config(run_dir, output, "features", data_dir=str(folder), split="val")
         with pytest.raises((shards.ShardError, EvaluateError), match=message):
-            export_features(config, batch_size=1)
+            export_features(config)
         assert output.read_text() == "old"
         assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", output.name]
 

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageSequence
 
-from synthetic import content_read, position_frames, write_colours
+from synthetic import content_read, pixel_model, position_frames, write_colours
 from tools import predict as predict_tool
 from vidpipe.config import ClipConfig, EvaluationConfig, ModelConfig, PredictionConfig
 from vidpipe.data import video
@@ -33,18 +33,14 @@ RED, BLUE = (200, 30, 30), (30, 30, 200)
 
 
 def _build_fused(clip: ClipConfig) -> keras.Model:
-    """The fused model, which gathers the real frames of a batch."""
+    """The fused model."""
     config = ModelConfig(backbone_weights="none", ensemble_size=1)
     return build_model(config, spec=clip.spec(4), num_classes=2, stored_frames=4).fused
 
 
 def _build_linear(clip: ClipConfig) -> keras.Model:
     """A quick model: random weights for each pixel of the mean frame."""
-    frames = keras.Input((4, clip.image_size, clip.image_size, 3), dtype="uint8", name="frames")
-    mask = keras.Input((4,), dtype="bool", name="mask")
-    pixels = keras.layers.Reshape((4, -1))(keras.layers.Rescaling(1 / 255)(frames))
-    mean = keras.layers.GlobalAveragePooling1D()(pixels, mask=mask)
-    return keras.Model({"frames": frames, "mask": mask}, keras.layers.Dense(2)(mean))
+    return pixel_model(clip.spec(4), keras.layers.Flatten(), keras.layers.Dense(2))
 
 
 def _evaluate_fully(run_dir: Path, data_dir: Path, batch_size: int) -> np.ndarray:

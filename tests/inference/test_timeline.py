@@ -152,11 +152,13 @@ def test_all_batches_have_one_size(tmp_path: Path, colour_run: str) -> None:
     classifier = load_classifier(colour_run)
     sizes = []
 
-    def step(inputs: dict[str, np.ndarray]) -> Any:
-        sizes.append((len(inputs["frames"]), inputs["mask"].any(axis=1).sum()))
-        return classifier.step(inputs)
+    def classify(inputs: dict[str, np.ndarray]) -> Any:
+        sizes.append((len(inputs["features"]), inputs["mask"].any(axis=1).sum()))
+        return classifier.classify(inputs)
 
-    predict_windows(dataclasses.replace(classifier, step=step), path, _config(colour_run, batch_size=3))
+    predict_windows(
+        dataclasses.replace(classifier, classify=classify), path, _config(colour_run, batch_size=3)
+    )
     assert sizes == [(3, 3), (3, 3)]
 
 

@@ -39,17 +39,17 @@ def model(request: pytest.FixtureRequest, models: dict[str, FusedModel]) -> Fuse
 
 def test_every_backbone_can_be_split(model: FusedModel, inputs: Inputs) -> None:
     assert model.frozen is not None and model.trained is not None
-    features = model.frozen(inputs)
+    features = model.frozen(inputs["frames"], inputs["mask"])
     assert features.shape[:2] == (3, 4) and len(features.shape) == 5
-    logits = model.trained({"features": features, "mask": tf.constant(inputs["mask"])}).numpy()
+    logits = model.trained({"features": features, "mask": inputs["mask"]}).numpy()
     np.testing.assert_allclose(logits, model.fused(inputs).numpy(), atol=1e-5)
     assert [id(weight) for weight in model.fused.weights] == [
-        id(weight) for weight in [*model.frozen.weights, *model.trained.weights]
+        id(weight) for weight in [*model.frozen.network.weights, *model.trained.weights]
     ]
     assert [id(weight) for weight in model.fused.trainable_variables] == [
         id(weight) for weight in model.trained.trainable_variables
     ]
-    assert model.frozen.trainable_variables == []
+    assert model.frozen.network.trainable_variables == []
 
 
 def test_training_normalizes_batches_as_prediction_does(model: FusedModel, inputs: Inputs) -> None:

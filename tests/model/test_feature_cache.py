@@ -27,9 +27,15 @@ from vidpipe.data.input_pipeline import eval_dataset
 from vidpipe.model import feature_cache, fused
 from vidpipe.model.feature_cache import FeatureCacheError, FeatureTable, cached_features
 from vidpipe.model.feature_dataset import eval_feature_dataset
+from vidpipe.model.frame_encoder import FrameEncoder
 from vidpipe.model.fused import FusedModel
 
 Build = Callable[..., FusedModel]
+
+
+def frozen_of(model: FusedModel) -> FrameEncoder:
+    assert model.frozen is not None
+    return model.frozen
 
 
 @pytest.fixture(scope="module", params=["none", "block5"])
@@ -43,8 +49,8 @@ def model(build: Build, fine_tune: str) -> FusedModel:
 
 
 @pytest.fixture(scope="module")
-def counted(build: Build) -> tuple[keras.Model, list[int]]:
-    """A frozen backbone, and the number of frames in each of its forward passes."""
+def counted(build: Build) -> tuple[FrameEncoder, list[int]]:
+    """A frozen backbone, and the number of frames that are not black in each of its calls."""
     counts: list[int] = []
     original = fused.build_backbone
 
@@ -53,7 +59,7 @@ def counted(build: Build) -> tuple[keras.Model, list[int]]:
             return tf.ensure_shape(tf.numpy_function(self._count, [frames], tf.uint8), frames.shape)
 
         def _count(self, frames: np.ndarray) -> np.ndarray:
-            counts.append(len(frames))
+            counts.append(int(frames.any(axis=(1, 2, 3)).sum()))
             return frames
 
     def counting(*arguments: Any) -> tuple[keras.Model, keras.Model]:
@@ -63,30 +69,30 @@ def counted(build: Build) -> tuple[keras.Model, list[int]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "build_backbone", counting)
-        return build().frozen, counts
+        return frozen_of(build()), counts
 
 
 @pytest.fixture(scope="module")
-def frozen(counted: tuple[keras.Model, list[int]]) -> keras.Model:
+def frozen(counted: tuple[FrameEncoder, list[int]]) -> FrameEncoder:
     return counted[0]
 
 
 @pytest.fixture
-def counts(counted: tuple[keras.Model, list[int]], monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of frames in each forward pass of `frozen` during a test; chunks have 2 clips."""
+def counts(counted: tuple[FrameEncoder, list[int]], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of real frames in each call of `frozen` during a test; chunks have 2 clips."""
     monkeypatch.setattr(feature_cache, "_CHUNK_CLIPS", 2)
     counted[1].clear()
     return counted[1]
 
 
 @pytest.fixture(scope="module")
-def intact_dir(frozen: keras.Model, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def intact_dir(frozen: FrameEncoder, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the features of train and val, in chunks of 2 clips."""
     folder = tmp_path_factory.mktemp("intact")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(feature_cache, "_CHUNK_CLIPS", 2)
         for split in ("train", "val"):
-            cached_features(frozen, dataset, split=split, batch_size=2, cache_dirs=[str(folder)])
+            cached_features(frozen, dataset, split=split, cache_dirs=[str(folder)])
     return folder
 
 
@@ -110,13 +116,13 @@ def test_the_table_holds_the_output_of_the_frozen_blocks(
     model: FusedModel, fine_tune: str, dataset: Dataset, tmp_path: Path
 ) -> None:
     assert model.frozen is not None and model.trained is not None
-    table = cached_features(model.frozen, dataset, split="test", batch_size=4, cache_dirs=[str(tmp_path)])
+    table = cached_features(frozen_of(model), dataset, split="test", cache_dirs=[str(tmp_path)])
     ((inputs, label, _),) = eval_dataset(dataset, batch_size=6, split="test", num_frames=4)
     assert table.features.shape == ((6, 4, 512) if fine_tune == "none" else (6, 4, 2, 2, 512))
     assert table.features.dtype == (np.float32 if fine_tune == "none" else np.float16)
     # Features are stored exactly, feature maps with the three digits of float16.
     relative, absolute = (1e-7, 1e-5) if fine_tune == "none" else (1e-3, 1e-6)
-    expected = model.frozen(inputs).numpy()
+    expected = model.frozen(inputs["frames"].numpy(), inputs["mask"].numpy())
     np.testing.assert_allclose(table.features, expected, rtol=relative, atol=absolute)
     assert (table.mask == inputs["mask"].numpy()).all()
     assert (table.features[~table.mask] == 0).all()
@@ -135,21 +141,21 @@ def test_the_size_is_known_in_advance(
     model: FusedModel, dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO"):
-        table = cached_features(model.frozen, dataset, split="val", batch_size=2, cache_dirs=[str(tmp_path)])
-    expected = feature_cache.size_bytes(model.frozen, dataset, ["val"])
+        table = cached_features(frozen_of(model), dataset, split="val", cache_dirs=[str(tmp_path)])
+    expected = feature_cache.size_bytes(frozen_of(model), dataset, ["val"])
     header = 128
     assert expected == sum(path.stat().st_size - header for path in tmp_path.rglob("*.npy"))
     assert expected == table.features.nbytes + 2 * 4 + 2 * 4
-    assert expected < feature_cache.size_bytes(model.frozen, dataset, ["train", "val"])
+    assert expected < feature_cache.size_bytes(frozen_of(model), dataset, ["train", "val"])
     shape = " x ".join(map(str, table.features.shape[1:]))
     size = f"{expected / 1e6:.1f} MB in {tmp_path}"
     assert f"Features of val: 2 clips of {shape} {table.features.dtype}, {size}" in caplog.text
 
 
 def test_the_second_run_reads(
-    frozen: keras.Model, dataset: Dataset, intact_dir: Path, cache_dir: Path, counts: list[int]
+    frozen: FrameEncoder, dataset: Dataset, intact_dir: Path, cache_dir: Path, counts: list[int]
 ) -> None:
-    table = cached_features(frozen, dataset, split="train", batch_size=1, cache_dirs=[str(cache_dir)])
+    table = cached_features(frozen, dataset, split="train", cache_dirs=[str(cache_dir)])
     assert_same(table, read_intact(intact_dir, "train"))
     assert counts == []
 
@@ -161,9 +167,7 @@ def test_features_of_other_weights_are_computed_beside_the_shards(
     copy = shutil.copytree(dataset.data_dir, tmp_path / "records", ignore=ignored)
     dataset = replace(dataset, data_dir=str(copy), read_dir=str(copy))
     tables = [
-        cached_features(
-            build(seed=seed).frozen, dataset, split="val", batch_size=2, cache_dirs=[dataset.read_dir]
-        )
+        cached_features(frozen_of(build(seed=seed)), dataset, split="val", cache_dirs=[dataset.read_dir])
         for seed in (3, 4)
     ]
     assert not np.allclose(tables[0].features, tables[1].features)
@@ -171,13 +175,13 @@ def test_features_of_other_weights_are_computed_beside_the_shards(
 
 
 def assert_it_resumes(
-    frozen: keras.Model, dataset: Dataset, folder: Path, intact_dir: Path, counts: list[int]
+    frozen: FrameEncoder, dataset: Dataset, folder: Path, intact_dir: Path, counts: list[int]
 ) -> None:
     """Asserts that a computation of `train` that ended after 5 of 8 clips, in chunk 3 of 4, resumes there."""
     (chunks,) = folder.rglob("chunks.json")
     assert [chunk is not None for chunk in json.loads(chunks.read_text())] == [True, True, False, False]
     counts.clear()
-    table = cached_features(frozen, dataset, split="train", batch_size=2, cache_dirs=[str(folder)])
+    table = cached_features(frozen, dataset, split="train", cache_dirs=[str(folder)])
     assert sum(counts) == table.mask[4:].sum()
     assert None not in json.loads(chunks.read_text())
     expected = read_intact(intact_dir, "train")
@@ -186,7 +190,7 @@ def assert_it_resumes(
 
 
 def test_an_interrupted_computation_resumes_after_its_last_complete_chunk(
-    frozen: keras.Model,
+    frozen: FrameEncoder,
     dataset: Dataset,
     tmp_path: Path,
     intact_dir: Path,
@@ -200,8 +204,9 @@ def test_an_interrupted_computation_resumes_after_its_last_complete_chunk(
 
     with monkeypatch.context() as patch:
         patch.setattr(feature_cache, "eval_dataset", interrupted)
+        patch.setattr(FrameEncoder, "clips_per_call", 1)
         with pytest.raises(KeyboardInterrupt):
-            cached_features(frozen, dataset, split="train", batch_size=1, cache_dirs=[str(tmp_path)])
+            cached_features(frozen, dataset, split="train", cache_dirs=[str(tmp_path)])
     assert_it_resumes(frozen, dataset, tmp_path, intact_dir, counts)
     assert "are corrupt" not in caplog.text
 
@@ -215,7 +220,7 @@ import keras
 from conftest import shallow_vgg16
 from vidpipe.config import ClipSpec, ModelConfig
 from vidpipe.data.dataset import open_dataset
-from vidpipe.model import backbone, feature_cache
+from vidpipe.model import backbone, feature_cache, frame_encoder
 from vidpipe.model.fused import build_model
 
 data_dir, cache_dir = sys.argv[1:]
@@ -227,19 +232,20 @@ def killing(*arguments, **settings):
     os.kill(os.getpid(), signal.SIGKILL)
 
 feature_cache.eval_dataset = killing
+frame_encoder.FrameEncoder.clips_per_call = 1
 backbone.BACKBONES["vgg16"] = replace(backbone.BACKBONES["vgg16"], application=shallow_vgg16)
 keras.utils.set_random_seed(1)
 config = ModelConfig(backbone_weights="none", ensemble_size=2)
 spec = ClipSpec(num_frames=4, height=32, width=32)
 frozen = build_model(config, spec=spec, num_classes=3, stored_frames=4).frozen
 with open_dataset(data_dir) as dataset:
-    feature_cache.cached_features(frozen, dataset, split="train", batch_size=1, cache_dirs=[cache_dir])
+    feature_cache.cached_features(frozen, dataset, split="train", cache_dirs=[cache_dir])
 """
 
 
 @pytest.mark.processes
 def test_a_killed_computation_resumes_after_its_last_complete_chunk(
-    frozen: keras.Model,
+    frozen: FrameEncoder,
     dataset: Dataset,
     tmp_path: Path,
     intact_dir: Path,
@@ -258,7 +264,7 @@ def test_a_killed_computation_resumes_after_its_last_complete_chunk(
 
 @pytest.mark.parametrize(("name", "clips"), [("features", [3]), ("mask", [0]), ("label", [1, 7])])
 def test_a_corrupt_chunk_is_computed_again(
-    frozen: keras.Model,
+    frozen: FrameEncoder,
     dataset: Dataset,
     intact_dir: Path,
     cache_dir: Path,
@@ -272,7 +278,7 @@ def test_a_corrupt_chunk_is_computed_again(
     array = np.load(path, mmap_mode="r+")
     array.view(np.uint8).reshape(8, -1)[clips, 0] ^= 1
     array.flush()
-    table = cached_features(frozen, dataset, split="train", batch_size=2, cache_dirs=[str(cache_dir)])
+    table = cached_features(frozen, dataset, split="train", cache_dirs=[str(cache_dir)])
     assert_same(table, intact)
     computed_clips = sorted({clip // 2 * 2 + offset for clip in clips for offset in (0, 1)})
     assert sum(counts) == intact.mask[computed_clips].sum()
@@ -283,7 +289,7 @@ def test_a_corrupt_chunk_is_computed_again(
 
 @pytest.mark.parametrize("change", ["truncated", "emptied", "deleted", "reshaped"])
 def test_a_file_that_is_not_a_table_is_replaced(
-    frozen: keras.Model, dataset: Dataset, intact_dir: Path, cache_dir: Path, counts: list[int], change: str
+    frozen: FrameEncoder, dataset: Dataset, intact_dir: Path, cache_dir: Path, counts: list[int], change: str
 ) -> None:
     (path,) = cache_dir.glob("features/val-*/features.npy")
     if change == "deleted":
@@ -292,17 +298,17 @@ def test_a_file_that_is_not_a_table_is_replaced(
         np.save(path, np.zeros((2, 4, 7), np.float32))
     else:
         os.truncate(path, 0 if change == "emptied" else path.stat().st_size - 1)
-    table = cached_features(frozen, dataset, split="val", batch_size=2, cache_dirs=[str(cache_dir)])
+    table = cached_features(frozen, dataset, split="val", cache_dirs=[str(cache_dir)])
     assert_same(table, read_intact(intact_dir, "val"))
 
 
 @pytest.mark.parametrize("text", [None, "[", "[]"], ids=["missing", "truncated", "empty"])
 def test_a_table_without_its_digests_is_computed_again(
-    frozen: keras.Model, dataset: Dataset, cache_dir: Path, counts: list[int], text: str | None
+    frozen: FrameEncoder, dataset: Dataset, cache_dir: Path, counts: list[int], text: str | None
 ) -> None:
     (path,) = cache_dir.glob("features/val-*/chunks.json")
     path.unlink() if text is None else path.write_text(text)
-    table = cached_features(frozen, dataset, split="val", batch_size=2, cache_dirs=[str(cache_dir)])
+    table = cached_features(frozen, dataset, split="val", cache_dirs=[str(cache_dir)])
     assert sum(counts) == table.mask.sum()
 
 
@@ -312,7 +318,7 @@ def test_values_that_float16_cannot_hold_are_an_error(build: Build, dataset: Dat
 
     def compute(value: float, folder: Path) -> None:
         bias.assign(np.full(512, value))
-        cached_features(model.frozen, dataset, split="val", batch_size=2, cache_dirs=[str(folder)])
+        cached_features(frozen_of(model), dataset, split="val", cache_dirs=[str(folder)])
 
     compute(65000.0, tmp_path / "fits")
     with pytest.raises(
@@ -322,8 +328,18 @@ def test_values_that_float16_cannot_hold_are_an_error(build: Build, dataset: Dat
     assert not list(tmp_path.glob("features/*/*.npy"))
 
 
+def test_features_that_are_no_numbers_are_not_kept(build: Build, dataset: Dataset, tmp_path: Path) -> None:
+    model = build()
+    model.fused.get_layer("backbone").get_layer("block5_conv1").bias.assign(np.full(512, np.inf))
+    with pytest.raises(
+        FeatureCacheError, match="val are NaN or Inf.*weights of the backbone.*precision=float32"
+    ):
+        cached_features(frozen_of(model), dataset, split="val", cache_dirs=[str(tmp_path)])
+    assert not list(tmp_path.rglob("chunks.json"))
+
+
 def test_a_full_disk_is_an_error_before_anything_is_computed(
-    frozen: keras.Model,
+    frozen: FrameEncoder,
     dataset: Dataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -334,21 +350,16 @@ def test_a_full_disk_is_an_error_before_anything_is_computed(
 
     monkeypatch.setattr(os, "posix_fallocate", fail)
     with pytest.raises(FeatureCacheError, match="No space left on device.*Free disk space"):
-        cached_features(frozen, dataset, split="val", batch_size=2, cache_dirs=[str(tmp_path)])
+        cached_features(frozen, dataset, split="val", cache_dirs=[str(tmp_path)])
     assert not list(tmp_path.rglob("*.npy")) and not counts
 
 
 def test_a_folder_that_cannot_be_written_is_named(
-    frozen: keras.Model, dataset: Dataset, tmp_path: Path
+    frozen: FrameEncoder, dataset: Dataset, tmp_path: Path
 ) -> None:
     (tmp_path / "features").touch()
     with pytest.raises(FeatureCacheError, match=f"Cannot write features to {tmp_path}.*--cache_features=off"):
-        cached_features(frozen, dataset, split="val", batch_size=4, cache_dirs=[str(tmp_path)])
-
-
-def test_a_batch_size_that_does_not_divide_a_chunk_is_rejected(frozen: keras.Model, dataset: Dataset) -> None:
-    with pytest.raises(ValueError, match="batch_size must be a divisor of 64; got 3"):
-        cached_features(frozen, dataset, split="val", batch_size=3, cache_dirs=[])
+        cached_features(frozen, dataset, split="val", cache_dirs=[str(tmp_path)])
 
 
 def _become(user: str) -> None:
@@ -384,14 +395,14 @@ def read_only(intact_dir: Path, dataset: Dataset) -> Iterator[Path]:
                 path.chmod(0o755)
 
 
-def _cached(frozen: keras.Model, dataset: Dataset, *folders: Path, **options: Any) -> FeatureTable:
+def _cached(frozen: FrameEncoder, dataset: Dataset, *folders: Path, **options: Any) -> FeatureTable:
     return cached_features(
-        frozen, dataset, split="val", batch_size=2, cache_dirs=[str(folder) for folder in folders], **options
+        frozen, dataset, split="val", cache_dirs=[str(folder) for folder in folders], **options
     )
 
 
 def test_complete_features_of_a_read_only_folder_are_read(
-    frozen: keras.Model, dataset: Dataset, intact_val: FeatureTable, read_only: Path, counts: list[int]
+    frozen: FrameEncoder, dataset: Dataset, intact_val: FeatureTable, read_only: Path, counts: list[int]
 ) -> None:
     run = read_only.with_name("run")
     assert_same(_cached(frozen, dataset, read_only, run), intact_val)
@@ -401,7 +412,7 @@ def test_complete_features_of_a_read_only_folder_are_read(
 
 @pytest.mark.parametrize("name", ["features.npy", "chunks.json"])
 def test_without_complete_ones_the_next_folder_gets_the_features(
-    frozen: keras.Model,
+    frozen: FrameEncoder,
     dataset: Dataset,
     intact_val: FeatureTable,
     read_only: Path,
@@ -431,7 +442,7 @@ def test_without_complete_ones_the_next_folder_gets_the_features(
 
 
 @pytest.fixture
-def three_tables(cache_dir: Path, frozen: keras.Model, dataset: Dataset) -> dict[str, Path]:
+def three_tables(cache_dir: Path, frozen: FrameEncoder, dataset: Dataset) -> dict[str, Path]:
     """Val's features, and two copies under other keys: `old` was used before `new`."""
     (val,) = cache_dir.glob("features/val-*/")
     folders = {name: shutil.copytree(val, val.with_name(f"val-{name}")) for name in ("old", "new")}
@@ -447,7 +458,7 @@ def _gib(*folders: Path) -> float:
 
 
 def test_the_oldest_features_make_room(
-    frozen: keras.Model,
+    frozen: FrameEncoder,
     dataset: Dataset,
     cache_dir: Path,
     three_tables: dict[str, Path],
@@ -465,7 +476,7 @@ def test_the_oldest_features_make_room(
 
 
 def test_features_in_use_are_not_deleted(
-    frozen: keras.Model, dataset: Dataset, cache_dir: Path, three_tables: dict[str, Path]
+    frozen: FrameEncoder, dataset: Dataset, cache_dir: Path, three_tables: dict[str, Path]
 ) -> None:
     """`old` is held by another process, `new` is being computed by another thread."""
     holder = subprocess.Popen(
@@ -485,7 +496,7 @@ def test_features_in_use_are_not_deleted(
 
 
 def test_a_table_is_in_use_as_long_as_it_is_referred_to(
-    frozen: keras.Model, dataset: Dataset, cache_dir: Path, three_tables: dict[str, Path]
+    frozen: FrameEncoder, dataset: Dataset, cache_dir: Path, three_tables: dict[str, Path]
 ) -> None:
     table = _cached(frozen, dataset, cache_dir)
     assert not feature_cache._delete_unless_in_use(three_tables["val"])
@@ -499,11 +510,9 @@ def test_a_table_is_in_use_as_long_as_it_is_referred_to(
 
 
 def test_the_splits_of_a_run_do_not_make_room_for_each_other(
-    frozen: keras.Model, dataset: Dataset, cache_dir: Path
+    frozen: FrameEncoder, dataset: Dataset, cache_dir: Path
 ) -> None:
     (val,) = cache_dir.glob("features/val-*/")
     with pytest.raises(FeatureCacheError, match="give a larger --cache_gb"):
-        cached_features(
-            frozen, dataset, split="train", batch_size=2, cache_dirs=[str(cache_dir)], cache_gb=_gib(val)
-        )
+        cached_features(frozen, dataset, split="train", cache_dirs=[str(cache_dir)], cache_gb=_gib(val))
     assert val.exists()

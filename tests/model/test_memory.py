@@ -43,6 +43,23 @@ CONV_WEIGHTS, ALL_WEIGHTS = 4 * (3 * 3 * 3 * 2 + 2), 4 * (3 * 3 * 3 * 2 + 2 + 2 
 
 
 @pytest.mark.parametrize("nested", [True, False])
+def test_a_call_takes_fewer_than_2_to_the_31_elements(nested: bool) -> None:
+    """The frames of a clip have the most: 3 x 4 x 4 x 3 of each of T frames."""
+    assert memory.clips_per_call(tiny_model(3, nested)) == (2**31 - 1) // (3 * 4 * 4 * 3)
+    assert memory.clips_per_call(tiny_model(2**31 // 48 + 1, nested)) == 0
+
+
+def test_block_1_of_vgg16_takes_668_frames_of_224_pixels() -> None:
+    """The shallow VGG16 has the same first block."""
+    for num_frames, expected in ((668, 1), (669, 0), (20, 33)):
+        spec = ClipSpec(num_frames=num_frames, height=224, width=224)
+        config = ModelConfig(backbone_weights="none", ensemble_size=1)
+        model = build_model(config, spec=spec, num_classes=2, stored_frames=num_frames)
+        assert memory.clips_per_call(model.fused) == expected
+        assert memory.clips_per_call(model.trained) > 1000
+
+
+@pytest.mark.parametrize("nested", [True, False])
 def test_a_trained_model_is_exact_to_the_byte(nested: bool) -> None:
     found = memory.estimate(tiny_model(3, nested), num_clips=2, slots_per_weight=2)
     # The peak is reached when the backward pass is at the pooling: all stored tensors and two gradients.

@@ -76,6 +76,28 @@ def _evaluated(run_dir: Path, data: accuracy_data.Data, temporal_crops: int = 1)
     return np.array([[float(row[f"p({name})"]) for name in data.dataset.classes] for row in rows])
 
 
+def test_a_row_with_pixel_differences_has_features_of_them(
+    data_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    depths = {}
+    for name in ("motion", "pixel_differences"):
+
+        def fit(data: accuracy_data.Data, seed: int, run_dir: Path, name: str = name) -> np.ndarray:
+            depths[name] = data.tables["train"].features.shape[-1]
+            return np.full((len(data.tables["test"].label), 2), 0.5)
+
+        method = replace(accuracy_methods.METHODS[name], fit=fit)
+        monkeypatch.setitem(accuracy_methods.METHODS, name, method)
+    config = _config(
+        data_dir=(data_dir,),
+        work_dir=str(tmp_path),
+        backbone_weights="none",
+        rows=("motion", "pixel_differences"),
+    )
+    accuracy_table.train_rows(config)
+    assert depths == {"motion": 512, "pixel_differences": 1024}
+
+
 def test_a_fine_tuned_row_starts_from_the_motion_run_of_its_seed(
     data: accuracy_data.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,7 +366,7 @@ def test_wrong_flags_get_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    monkeypatch.setattr(accuracy_table, "read_data", lambda *_: data)
+    monkeypatch.setattr(accuracy_table, "read_data", lambda *_, **__: data)
     argv = ["accuracy_table.py", f"--data_dir={data.dataset.data_dir}", f"--work_dir={tmp_path}", *flags]
     assert accuracy_table.run(argv) == code
     printed = capsys.readouterr().err

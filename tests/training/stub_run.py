@@ -179,6 +179,7 @@ def stub_trainee(config: TrainConfig, precision: str, events: list[str]) -> Trai
         ensemble=keras.Model({"features": features}, members),
         answers=keras.Model({"features": features}, [average, average]),
         is_cross_fitted=False,
+        clips_per_call=NUM_CLIPS,
         saved=model,
         optimizer=optimizer,
         strategy=tf.distribute.get_strategy(),

@@ -27,13 +27,16 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     return make
 
 
-def _step(accumulate: int = 1, num_replicas: int = 1, num_workers: int = 1) -> StepMemory:
+def _step(
+    accumulate: int = 1, num_replicas: int = 1, num_workers: int = 1, clips_per_call: int = 64
+) -> StepMemory:
     return StepMemory(
         model=None,
         optimizer=OptimizerConfig(),
         num_replicas=num_replicas,
         num_workers=num_workers,
         accumulate=accumulate,
+        clips_per_call=clips_per_call,
     )
 
 
@@ -101,12 +104,19 @@ def test_a_batch_that_replicas_and_microbatches_do_not_divide_is_rejected(machin
 
 
 @pytest.mark.parametrize(
-    ("name", "ema", "accumulate", "slots"),
-    [("sgd", 0.0, 1, 1), ("adamw", 0.0, 1, 2), ("adamw", 0.9, 1, 3), ("adamw", 0.9, 2, 4)],
+    ("name", "ema", "accumulate", "clips_per_call", "slots"),
+    [
+        ("sgd", 0.0, 1, 2, 1),
+        ("adamw", 0.0, 1, 2, 2),
+        ("adamw", 0.9, 1, 2, 3),
+        ("adamw", 0.9, 2, 2, 4),
+        ("adamw", 0.9, 1, 1, 4),
+    ],
 )
 def test_the_variables_of_the_optimizer_are_counted(
-    name: str, ema: float, accumulate: int, slots: int
+    name: str, ema: float, accumulate: int, clips_per_call: int, slots: int
 ) -> None:
+    """And the sums of the gradients of microbatches."""
     inputs = keras.Input((3,))
     model = keras.Model(inputs, keras.layers.Dense(5)(inputs))
     step = StepMemory(
@@ -115,6 +125,14 @@ def test_the_variables_of_the_optimizer_are_counted(
         num_replicas=1,
         num_workers=1,
         accumulate=accumulate,
+        clips_per_call=clips_per_call,
     )
     estimate = step.estimate(2, accumulate)
     assert estimate.slots == slots * estimate.gradients == slots * (3 * 5 + 5) * 4
+
+
+def test_a_batch_that_is_divided_needs_the_memory_of_a_part(machine: Machine) -> None:
+    machine(3)
+    assert resolve_batch_size(8, _step(clips_per_call=2)) == 8
+    with pytest.raises(TrainError, match=r"on 8 clip\(s\) at a time needs about 4\.0 GiB.*--accumulate=4 "):
+        resolve_batch_size(8, _step(clips_per_call=4))

@@ -43,7 +43,7 @@ def made(
 ) -> Batches:
     """Batches of 4 clips."""
     if request.param == "frames":
-        return frame_batches(train_config(Path("run")), dataset, batch_size=4, num_frames=4)
+        return frame_batches(train_config(Path("run")), dataset, batch_size=4, num_frames=4, clips_per_call=8)
     return _of_features(dataset, tables)
 
 
@@ -106,7 +106,9 @@ def test_the_clips_of_a_step_are_named(dataset: Dataset, tables: dict[str, Featu
 def test_frames_and_features_name_the_same_clips(
     dataset: Dataset, train_config: MakeConfig, tables: dict[str, FeatureTable]
 ) -> None:
-    frames = frame_batches(train_config(Path("run"), seed=5), dataset, batch_size=3, num_frames=4)
+    frames = frame_batches(
+        train_config(Path("run"), seed=5), dataset, batch_size=3, num_frames=4, clips_per_call=8
+    )
     features = feature_batches(
         tables, dataset, video_ids=dataset.video_ids("train"), batch_size=3, seed=5, num_frames=4
     )
@@ -128,7 +130,7 @@ def test_of_many_clips_some_are_named(
 
 def test_a_data_service_chooses_the_clips(dataset: Dataset, train_config: MakeConfig) -> None:
     config = train_config(Path("run"), data_service="host:1", augment="flip")
-    made = frame_batches(config, dataset, batch_size=4, num_frames=4)
+    made = frame_batches(config, dataset, batch_size=4, num_frames=4, clips_per_call=8)
     assert made.clips_of_step(0, 0) == "clips that the tf.data service chose"
 
 
@@ -137,4 +139,7 @@ def test_without_a_validation_split_there_are_no_batches_of_it(
 ) -> None:
     info = replace(dataset.info, splits={**dataset.info.splits, "val": ()})
     without = replace(dataset, info=info)
-    assert frame_batches(train_config(Path("run")), without, batch_size=4, num_frames=4).val is None
+    assert (
+        frame_batches(train_config(Path("run")), without, batch_size=4, num_frames=4, clips_per_call=8).val
+        is None
+    )

@@ -135,7 +135,7 @@ def test_float16_is_rejected_on_several_replicas(
 
 def _trainee(num_replicas: int) -> Any:
     strategy = SimpleNamespace(num_replicas_in_sync=num_replicas, cluster_resolver=None)
-    return SimpleNamespace(model=None, strategy=strategy)
+    return SimpleNamespace(model=None, strategy=strategy, clips_per_call=64)
 
 
 def test_a_batch_that_replicas_and_microbatches_do_not_divide_is_rejected(train_config: MakeConfig) -> None:

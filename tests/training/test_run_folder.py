@@ -143,6 +143,7 @@ def test_corrupt_json_gets_one_line(folder: RunFolder, evaluation: EvaluationFol
         pytest.param(lambda text: text[:-20], "row 1 of history.csv does not have a value", id="cut"),
         pytest.param(lambda text: text.replace("0.5", "half"), "could not convert.*'half'", id="text"),
         pytest.param(lambda text: text.replace("val_loss,", "x,"), "no column 'val_loss'", id="column"),
+        pytest.param(lambda text: text.replace("cv_loss_error,", "y,"), "unknown column 'y'", id="name"),
         pytest.param(lambda text: text.encode("utf-16"), "cannot be read", id="bytes"),
     ],
 )  # fmt: skip

@@ -1,5 +1,7 @@
 """One step by arithmetic: what is summed, divided, weighted and clipped."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ def _steps(
     ensemble_size: int = 1,
     accumulate: int = 1,
     label_smoothing: float = 0.0,
+    clips_per_call: int = 4,
 ) -> tuple[Steps, keras.Model]:
     """A linear model of zeros under plain SGD: its first step moves by minus the gradient."""
     inputs = keras.Input((2,), name="features")
@@ -44,6 +47,7 @@ def _steps(
         optimizer=built,
         strategy=tf.distribute.get_strategy(),
         class_weights=np.array(class_weights, np.float32),
+        clips_per_call=clips_per_call,
     )
     return steps, model
 
@@ -128,6 +132,29 @@ def test_microbatches_add_up_to_the_step(weight: tuple[float, ...]) -> None:
     np.testing.assert_allclose(_train(four, weight), _train(one, weight), rtol=1e-6)
     for ours, theirs in zip(four_model.get_weights(), one_model.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def _loops(function: Any, *arguments: Any) -> int:
+    """The number of loops in a traced function."""
+    graph = function.get_concrete_function(*arguments).graph
+    return sum(operation.type in ("While", "StatelessWhile") for operation in graph.get_operations())
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "clips_per_call", "num_microbatches"), [(1, 4, 1), (1, 3, 2), (2, 1, 4), (1, 1, 4)]
+)
+def test_a_batch_larger_than_a_call_is_divided(
+    accumulate: int, clips_per_call: int, num_microbatches: int
+) -> None:
+    (one, one_model), (steps, model) = _steps(), _steps(accumulate=accumulate, clips_per_call=clips_per_call)
+    assert steps._num_microbatches(4, at_least=accumulate) == num_microbatches
+    np.testing.assert_allclose(_train(steps), _train(one), rtol=1e-6)
+    for ours, theirs in zip(model.get_weights(), one_model.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    batch = {"features": tf.constant(FEATURES)}, tf.constant(LABEL), tf.ones(4)
+    for ours, theirs in zip(steps.evaluate(*batch), one.evaluate(*batch), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    assert _loops(steps.evaluate, *batch) == (clips_per_call < 4)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

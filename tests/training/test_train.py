@@ -372,13 +372,11 @@ def test_the_cache_changes_no_loss(
     np.testing.assert_allclose(_losses(folder.path), _losses(tmp_path), rtol=1e-5)
 
 
-def test_only_real_frames_pass_the_backbone(uncached: tuple[RunFolder, list[int]], dataset: Dataset) -> None:
-    """8 train clips: 4 frames of each long video, and 1, 2, 3, 4 of the short ones that are in train."""
-    _, (linear_part, *steps) = uncached
-    frames = sum(int(row["frames_kept"]) for row in dataset.clip_rows("train"))
-    assert linear_part == frames
-    fillers = 1
-    assert sum(steps[:3]) == frames + fillers
+def test_every_step_passes_the_same_number_of_frames_to_the_backbone(
+    uncached: tuple[RunFolder, list[int]],
+) -> None:
+    """8 train clips of 4 frames with padding, for the linear part and in steps of 3 clips; 2 clips of val."""
+    assert uncached[1] == [8 * 4, *[3 * 4] * 3, 3 * 4]
 
 
 def test_a_cache_of_feature_maps_changes_losses_little(

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from vidpipe.config import TrainConfig
 from vidpipe.data.dataset import Dataset
+from vidpipe.model import memory
 from vidpipe.model.fused import FusedModel
 from vidpipe.training.precision import dtype_policy
 from vidpipe.training.run_folder import TrainError
@@ -33,6 +34,16 @@ def build(dataset: Dataset, train_config: MakeConfig) -> Callable[..., tuple[Tra
     return make
 
 
+def test_a_clip_that_no_call_can_take_is_rejected(
+    build: Callable[..., tuple[Trainee, FusedModel]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "clips_per_call", lambda model: 0)
+    with pytest.raises(
+        TrainError, match="clip of 4 frames of 32 x 32 pixels has a tensor of more than 2.31 .*num_frames"
+    ):
+        build()
+
+
 def _ids(variables: list[keras.Variable]) -> set[int]:
     return {id(variable) for variable in variables}
 
@@ -47,7 +58,7 @@ def test_over_cached_features_the_model_is_the_trained_part(
     assert fused.frozen is not None
     checkpointed = _ids([*trainee.checkpointed])
     assert checkpointed == _ids([*fused.trained.variables, *trainee.optimizer.variables])
-    assert not checkpointed & _ids(fused.frozen.variables)
+    assert not checkpointed & _ids(fused.frozen.network.variables)
     assert trainee.ensemble.output.shape == (None, 2, 2)
     assert _ids(trainee.ensemble.trainable_variables) == _ids(fused.trained.trainable_variables)
 
@@ -59,8 +70,10 @@ def test_over_frames_the_model_is_the_whole_one_and_frozen_weights_are_not_check
     assert trainee.model is trainee.saved is fused.fused
     assert fused.frozen is not None
     checkpointed = _ids([*trainee.checkpointed])
-    assert not checkpointed & _ids(fused.frozen.variables)
-    expected = _ids([*fused.fused.variables, *trainee.optimizer.variables]) - _ids(fused.frozen.variables)
+    assert not checkpointed & _ids(fused.frozen.network.variables)
+    expected = _ids([*fused.fused.variables, *trainee.optimizer.variables]) - _ids(
+        fused.frozen.network.variables
+    )
     assert checkpointed == expected
 
 

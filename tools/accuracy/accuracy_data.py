@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vidpipe.data.dataset import Dataset
     from vidpipe.model.feature_cache import FeatureTable
 
-FORWARD_CLIPS = 8  # clips per forward pass
+FORWARD_CLIPS = 8  # clips per forward pass of a head
 _NUM_FOLDS = 5
 
 
@@ -59,10 +59,13 @@ class Data:
         return fingerprint([self.dataset.info.fingerprint, digests])[:16]
 
 
-def read_data(data_dir: str, backbone_weights: str) -> Data:
+def read_data(data_dir: str, backbone_weights: str, *, pixel_differences: bool = False) -> Data:
     """Reads the features of all splits of a dataset, after computing those that are missing.
 
-    Random weights (`none`) are the same in every call.
+    Args:
+      data_dir: of the dataset.
+      backbone_weights: as in ModelConfig; random ones (`none`) are the same in every call.
+      pixel_differences: whether the features are of these, too.
 
     Raises:
       ShardError, BackboneError: the dataset or the weights are invalid.
@@ -76,7 +79,7 @@ def read_data(data_dir: str, backbone_weights: str) -> Data:
     keras.utils.set_random_seed(TrainConfig.seed)
     with open_dataset(data_dir) as dataset:
         frozen = build_model(
-            ModelConfig(backbone_weights=backbone_weights),
+            ModelConfig(backbone_weights=backbone_weights, pixel_differences=pixel_differences),
             spec=dataset.clip.spec(dataset.clip.num_frames),
             num_classes=len(dataset.classes),
             stored_frames=dataset.clip.num_frames,
@@ -86,7 +89,7 @@ def read_data(data_dir: str, backbone_weights: str) -> Data:
         for split in dataset.info.splits:
             if dataset.num_clips(split) > 0:
                 tables[split] = feature_cache.cached_features(
-                    frozen, dataset, split=split, batch_size=FORWARD_CLIPS, cache_dirs=[dataset.read_dir]
+                    frozen, dataset, split=split, cache_dirs=[dataset.read_dir]
                 )
                 rows = [(row["video_id"], row["group"]) for row in dataset.clip_rows(split)]
                 videos[split] = np.array(rows, [("video_id", object), ("group", object)])

@@ -37,12 +37,14 @@ class Method:
       is_notebook: whether it is the method that vidpipe replaces. It takes only datasets with
         --sampling=head, and the other rows are compared with it.
       trains_backbone: whether it trains convolutions: it takes long, and cannot be cross-validated.
+      pixel_differences: whether it takes the features of these, too.
     """
 
     label: str
     fit: Fit
     is_notebook: bool = False
     trains_backbone: bool = False
+    pixel_differences: bool = False
 
 
 def fit_probe(data: Data, seed: int, run_dir: Path, *, deviation: bool) -> np.ndarray:
@@ -102,12 +104,10 @@ def fit_notebook(data: Data, seed: int, run_dir: Path, *, shuffled: bool) -> np.
     return model.predict([test.features, test.mask], verbose=0)
 
 
-def fit_frozen(
-    data: Data, seed: int, run_dir: Path, *, head: str = "motion", ensemble_size: int | None = None
-) -> np.ndarray:
-    """Trains the recipe `frozen` on all stored frames."""
+def fit_frozen(data: Data, seed: int, run_dir: Path, **model: Any) -> np.ndarray:
+    """Trains the recipe `frozen` on all stored frames, with other settings of the model."""
     if not _is_finished(run_dir):
-        train_head(run_config("frozen", data, seed, run_dir, head=head, ensemble_size=ensemble_size), data)
+        train_head(run_config("frozen", data, seed, run_dir, **model), data)
     return predict_test(run_dir, data)
 
 
@@ -302,6 +302,9 @@ METHODS: dict[str, Method] = {
     "motion": Method("motion", fit_frozen),
     "linear": Method("motion, linear part alone", partial(fit_part, part="linear")),
     "network": Method("motion, network alone", partial(fit_part, part="network")),
+    "pixel_differences": Method(
+        "motion, pixel differences too", partial(fit_frozen, pixel_differences=True), pixel_differences=True
+    ),
     "ensemble_of_1": Method("motion, ensemble of 1", partial(fit_frozen, ensemble_size=1)),
     "notebook_head": Method("notebook's head, recipe frozen", partial(fit_frozen, head="notebook")),
     "random_frames": Method("random frames", partial(fit_random_frames, temporal_crops=1)),

@@ -17,8 +17,9 @@ probe              logistic regression on the mean absolute difference of succes
 probe_deviation    the same on that and the standard deviation over time
 motion             train.py --recipe=frozen
 linear, network    the linear part, or the network, of these runs alone
-ensemble_of_1      the same with --ensemble_size=1
-notebook_head      the same with --head=notebook
+pixel_differences  motion with --pixel_differences
+ensemble_of_1      motion with --ensemble_size=1
+notebook_head      the recipe with --head=notebook
 random_frames      motion with half of the stored frames, sampled randomly in each epoch (--num_frames)
 temporal_crops     the same runs, evaluated with --temporal_crops=2
 shuffled_frames    control: motion whose network sees frames in a meaningless order (by a hash of their
@@ -48,6 +49,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -181,9 +183,11 @@ def train_rows(config: TableConfig) -> Scores:
     check_datasets(config.data_dir)
     scores = {}
     for data_dir in config.data_dir:
-        data = read_data(data_dir, config.backbone_weights)
-        folder, sampling = Path(config.work_dir, data.key()), data.dataset.clip.sampling
+        read = cache(partial(read_data, data_dir, config.backbone_weights))
+        sampling = read(pixel_differences=False).dataset.clip.sampling
         for method in methods_for(sampling, config):
+            data = read(pixel_differences=METHODS[method].pixel_differences)
+            folder = Path(config.work_dir, data.key())
             by_seed = []
             for seed in range(1, config.seeds + 1):
                 found = clip_scores(

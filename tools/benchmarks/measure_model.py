@@ -153,6 +153,7 @@ def training_step(
     """
     import tensorflow as tf
 
+    from vidpipe.model import memory
     from vidpipe.model.heads import ensemble_logits, with_linear_logits
     from vidpipe.training.optimizer import build_optimizer, layer_scales
     from vidpipe.training.step import Steps
@@ -177,6 +178,7 @@ def training_step(
         ),
         strategy=tf.distribute.get_strategy(),
         class_weights=np.ones(_NUM_CLASSES, np.float32),
+        clips_per_call=memory.clips_per_call(model),
     )
     values, label = batch
     inputs = {input_name: values, "mask": tf.ones(values.shape[:2], tf.bool)}

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import platform
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ from vidpipe.evaluation.report import EvaluationReport, evaluation_page
 from vidpipe.model import heads
 from vidpipe.model.feature_cache import cached_features
 from vidpipe.model.feature_dataset import eval_feature_dataset
+from vidpipe.model.fused import feature_encoder
 from vidpipe.model.model_file import ModelMetadata, load_model
 from vidpipe.progress import Progress
 from vidpipe.storage import files, remote
@@ -40,6 +41,8 @@ _CLIPS_SHOWN = 12  # mistakes, and as many uncertain clips
 _HEAD_BATCH = 64  # clips per forward pass of a head alone
 _NAMED_CLASSES = 6
 _Content = TypeVar("_Content")
+# The inputs of a head, labels and weights; rows of weight 0 only fill a batch.
+_Batch = tuple[Mapping[str, Any], tf.Tensor, tf.Tensor]
 
 
 class EvaluateError(VidpipeError):
@@ -78,11 +81,10 @@ def evaluate(config: EvaluationConfig) -> Evaluation:
         rows = dataset.clip_rows(config.split)
         settings: dict[str, Any] = _read_or(run.read_settings, {})
         if _caches_features(config, metadata, dataset, settings):
-            answers, batches = _head_and_features(model, dataset, config)
+            batches = _cached_batches(model, dataset, config)
         else:
-            answers = heads.with_linear_logits(model)
-            batches = _frame_batches(dataset, config, num_frames=metadata.num_frames)
-        labels, probabilities, linear = _predict(answers, batches, dataset, config)
+            batches = _encoded_batches(model, dataset, config)
+        labels, probabilities, linear = _predict(model, batches, dataset, config)
         check_rows(rows, labels, dataset)
         mistakes, uncertain = clips_to_show(labels, probabilities, _CLIPS_SHOWN)
         frames = _read_frames(dataset, config.split, [*mistakes, *uncertain], metadata.spec)
@@ -213,33 +215,34 @@ def _caches_features(
     return config.cache_features != "off" and is_frozen and takes_whole_clips
 
 
-def _head_and_features(
-    model: keras.Model, dataset: Dataset, config: EvaluationConfig
-) -> tuple[keras.Model, tf.data.Dataset]:
-    """Returns the part of a model after its features, and the batches that it takes."""
+def _cached_batches(model: keras.Model, dataset: Dataset, config: EvaluationConfig) -> Iterable[_Batch]:
     own = [] if remote.is_remote(dataset.read_dir) else [dataset.read_dir]
     table = cached_features(
-        heads.feature_extractor(model),
+        feature_encoder(model),
         dataset,
         split=config.split,
-        # A power of two: it must divide the cache's chunks of clips.
-        batch_size=min(_HEAD_BATCH, 1 << config.batch_size.bit_length() - 1),
         cache_dirs=[*own, config.run_dir],
         cache_gb=config.cache_gb,
     )
-    batches = eval_feature_dataset(table, batch_size=_HEAD_BATCH, num_frames=dataset.clip.num_frames)
-    return heads.classifier(heads.with_linear_logits(model)), batches
+    return eval_feature_dataset(table, batch_size=_HEAD_BATCH, num_frames=dataset.clip.num_frames)
 
 
-def _frame_batches(dataset: Dataset, config: EvaluationConfig, *, num_frames: int) -> tf.data.Dataset:
-    return input_pipeline.eval_dataset(
+def _encoded_batches(model: keras.Model, dataset: Dataset, config: EvaluationConfig) -> Iterator[_Batch]:
+    encode = feature_encoder(model)
+    batches = input_pipeline.eval_dataset(
         dataset,
         batch_size=min(config.batch_size, _num_crops(config) * dataset.num_clips(config.split)),
         split=config.split,
-        num_frames=num_frames,
+        num_frames=encode.clip_shape[0],
         temporal_crops=config.temporal_crops,
         spatial_crops=config.spatial_crops,
     )
+    for inputs, label, weight in batches:
+        real, mask = weight.numpy() > 0, inputs["mask"].numpy()
+        encoded = encode(inputs["frames"].numpy()[real], mask[real])
+        features = np.zeros_like(encoded, shape=(len(real), *encoded.shape[1:]))
+        features[real] = encoded
+        yield {"features": features, "mask": mask}, label, weight
 
 
 def _num_crops(config: EvaluationConfig) -> int:
@@ -248,20 +251,21 @@ def _num_crops(config: EvaluationConfig) -> int:
 
 
 def _predict(
-    answers: keras.Model, batches: tf.data.Dataset, dataset: Dataset, config: EvaluationConfig
+    model: keras.Model, batches: Iterable[_Batch], dataset: Dataset, config: EvaluationConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns labels int32 [N], probabilities float32 [N, C], and those of the linear part alone.
 
     Probabilities are the mean over the crops of each video. Without a linear part the last are [N, 0].
 
     Args:
-      answers: gives the logits of the whole model and those of its linear part.
-      batches: (inputs, label, weight) of all crops.
+      model: whose head gives the logits, and those of its linear part.
+      batches: features, labels and weights of all crops.
       dataset: of the clips.
       config: of the evaluation.
     """
     num_crops = _num_crops(config)
     total = dataset.num_clips(config.split) * num_crops
+    answers = heads.classifier(heads.with_linear_logits(model))
     step = tf.function(lambda inputs: [tf.nn.softmax(each) for each in answers(inputs, training=False)])
     labels: list[np.ndarray] = []
     scores: tuple[list[np.ndarray], list[np.ndarray]] = [], []

@@ -5,17 +5,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
-import tensorflow as tf
 
-from vidpipe.config import EvaluationConfig, ExportConfig
+from vidpipe.config import ExportConfig
 from vidpipe.data.dataset import Dataset, open_dataset
 from vidpipe.data.input_pipeline import eval_dataset
 from vidpipe.evaluation.evaluate import check_rows
 from vidpipe.inference.export_check import load_model_for
 from vidpipe.inference.export_files import ExportError, report_write_errors
-from vidpipe.model.heads import feature_extractor
+from vidpipe.model.frame_encoder import FrameEncoder
+from vidpipe.model.fused import feature_encoder
 from vidpipe.progress import Progress
 from vidpipe.storage import files, remote
 
@@ -30,9 +29,7 @@ class _Batch:
     mask: np.ndarray
 
 
-def export_features(
-    config: ExportConfig, *, batch_size: int = EvaluationConfig.batch_size
-) -> tuple[int, int, int]:
+def export_features(config: ExportConfig) -> tuple[int, int, int]:
     """Runs the backbone of a run's model over a split and writes its features.
 
     A .npz file holds the arrays `video_id` (str [N]), `label` (int32 [N]), `classes` (str [C]), `features`
@@ -42,7 +39,6 @@ def export_features(
 
     Args:
       config: `output` is a local file, which appears there when it is complete and replaces an older one.
-      batch_size: clips per forward pass.
 
     Returns:
       N, T and D.
@@ -66,31 +62,29 @@ def export_features(
     ):
         model, metadata = load_model_for(config.run_dir, dataset)
         dataset.fetch(config.split)
-        extractor = feature_extractor(model)
-        _, num_frames, depth = extractor.output_shape
+        encode = feature_encoder(model)
+        num_frames, depth = encode.clip_shape
         shape = (dataset.num_clips(config.split), num_frames, depth)
-        batches = _extract(extractor, dataset, config.split, batch_size=batch_size, num_frames=num_frames)
+        batches = _extract(encode, dataset, config.split, num_frames=num_frames)
         _WRITERS[suffix](config.output, metadata.classes, shape, batches)
     return shape
 
 
-def _extract(
-    extractor: keras.Model, dataset: Dataset, split: str, *, batch_size: int, num_frames: int
-) -> Iterator[_Batch]:
-    encode = tf.function(lambda inputs: tf.cast(extractor(inputs, training=False), tf.float32))
+def _extract(encode: FrameEncoder, dataset: Dataset, split: str, *, num_frames: int) -> Iterator[_Batch]:
     rows = dataset.clip_rows(split)
-    batches = eval_dataset(dataset, batch_size=batch_size, split=split, num_frames=num_frames)
+    batches = eval_dataset(dataset, batch_size=encode.clips_per_call, split=split, num_frames=num_frames)
     num_read = 0
     with Progress(f"Features of {split}", len(rows), "clips") as progress:
         for inputs, label, weight in batches:
             real = weight.numpy() > 0
+            frames, mask = (inputs[name].numpy()[real] for name in ("frames", "mask"))
             of_batch = rows[num_read : num_read + int(real.sum())]
             check_rows(of_batch, label.numpy()[real], dataset)
             yield _Batch(
                 video_ids=[row["video_id"] for row in of_batch],
                 label=label.numpy()[real],
-                features=encode(inputs).numpy()[real],
-                mask=inputs["mask"].numpy()[real],
+                features=encode(frames, mask).astype(np.float32),
+                mask=mask,
             )
             progress.advance(len(of_batch))
             num_read += len(of_batch)

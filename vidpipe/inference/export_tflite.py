@@ -15,6 +15,7 @@ from vidpipe.inference import export_check
 from vidpipe.inference.export_check import Batch, Check
 from vidpipe.inference.export_files import LABELS_NAME, metadata_files, quiet_stderr, replaced
 from vidpipe.inference.portable_model import as_module, as_signature, portable_model, save_module
+from vidpipe.model.fused import feature_encoder
 from vidpipe.model.heads import classifier
 from vidpipe.model.model_file import METADATA_NAME, ModelMetadata
 
@@ -26,8 +27,7 @@ def export_tflite(config: ExportConfig) -> list[Check]:
     """Writes a run's model as a TFLite file of built-in operations.
 
     It takes one clip: `frames` uint8 [1, T, H, W, 3], RGB, and `mask` bool [1, T], True for real frames,
-    which come first. It returns `probabilities` float32 [1, C]. All T frames pass through the backbone,
-    because shapes are fixed; the features of padding are set to zero. A zip archive follows the model's
+    which come first. It returns `probabilities` float32 [1, C]. A zip archive follows the model's
     bytes, as in TFLite's metadata format: `labels.txt`, one class per line, and `vidpipe.json`.
 
     Args:
@@ -61,13 +61,13 @@ def export_tflite(config: ExportConfig) -> list[Check]:
 
 def _write_tflite(model: keras.Model, metadata: ModelMetadata, quantization: str, path: Path) -> None:
     spec = metadata.spec
-    preprocess, backbone = map(model.get_layer, ("preprocess", "backbone"))
-    classify_features = classifier(model)
+    encode, classify_features = feature_encoder(model).network, classifier(model)
 
-    # The fused model gathers real frames: a shape that depends on the mask, and an operation TFLite lacks.
+    # In two parts: models of earlier versions gather the real frames, which TFLite cannot do.
     def classify_clip(frames: tf.Tensor, mask: tf.Tensor) -> dict[str, tf.Tensor]:
-        real = tf.cast(mask[0], tf.float32)[:, tf.newaxis]
-        features = backbone(preprocess(frames[0]), training=False) * real
+        inputs = [frames[0], tf.concat([frames[0, :1], frames[0, :-1]], axis=0)]
+        encoded = encode(inputs[: len(encode.inputs)], training=False)
+        features = encoded * tf.cast(mask[0], tf.float32)[:, tf.newaxis]
         logits = classify_features({"features": features[tf.newaxis], "mask": mask}, training=False)
         return {"probabilities": tf.nn.softmax(logits)}
 

@@ -1,8 +1,8 @@
 """Video files to class probabilities, with the converter's reader and the model's own preprocessing.
 
-Videos are decoded in separate processes while the model runs. Every batch has the same size, filled up as
-evaluation fills its last one: on a CPU the probabilities of a video depend on that video and the batch size
-alone, bit for bit, and not on the other videos of its batch.
+Videos are decoded in separate processes while the model runs. It runs as in an evaluation: on a CPU the
+same videos in the same batches have the same probabilities, bit for bit. Another video in a batch may change
+the last bit.
 """
 
 import itertools
@@ -22,6 +22,9 @@ from vidpipe.data.skip_reason import Failure
 from vidpipe.errors import VidpipeError
 from vidpipe.inference import gif
 from vidpipe.inference.video_files import unique_names
+from vidpipe.model import heads
+from vidpipe.model.frame_encoder import FrameEncoder
+from vidpipe.model.fused import feature_encoder
 from vidpipe.model.model_file import ModelMetadata, load_model
 from vidpipe.training.run_folder import RunFolder
 
@@ -38,11 +41,13 @@ class Classifier:
 
     Attributes:
       metadata: its classes and clip settings.
-      step: inputs of the fused model -> probabilities float32 [B, C].
+      encode: frames and mask -> features [B, T, D].
+      classify: {"features", "mask"} -> probabilities float32 [B, C].
     """
 
     metadata: ModelMetadata
-    step: Callable[[dict[str, np.ndarray]], tf.Tensor]
+    encode: FrameEncoder
+    classify: Callable[[dict[str, np.ndarray]], tf.Tensor]
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,9 @@ def load_classifier(run_dir: str) -> Classifier:
       ModelError: the run has no readable model.
     """
     model, metadata = load_model(RunFolder(Path(run_dir)).model)
-    return Classifier(metadata, tf.function(lambda inputs: tf.nn.softmax(model(inputs, training=False))))
+    head = heads.classifier(model)
+    classify = tf.function(lambda inputs: tf.nn.softmax(head(inputs, training=False)))
+    return Classifier(metadata, feature_encoder(model), classify)
 
 
 def model_frames(frames: np.ndarray, metadata: ModelMetadata) -> np.ndarray:
@@ -88,7 +95,7 @@ def classify(classifier: Classifier, clips: Sequence[np.ndarray], *, batch_size:
     Args:
       classifier: the model.
       clips: at most `batch_size` clips, each uint8 [n, H, W, 3] as `model_frames` returns it.
-      batch_size: the batch is filled up to it with clips of one black frame.
+      batch_size: the head's batch is filled up to it.
 
     Returns:
       float32 [len(clips), C], probabilities.
@@ -96,13 +103,17 @@ def classify(classifier: Classifier, clips: Sequence[np.ndarray], *, batch_size:
     if not clips:
         return np.empty((0, len(classifier.metadata.classes)), np.float32)
     spec = classifier.metadata.spec
-    frames = np.zeros((batch_size, spec.num_frames, spec.height, spec.width, 3), np.uint8)
+    frames = np.zeros((len(clips), spec.num_frames, spec.height, spec.width, 3), np.uint8)
     mask = np.zeros((batch_size, spec.num_frames), bool)
     mask[:, 0] = True
     for row, clip in enumerate(clips):
         frames[row, : len(clip)] = clip
         mask[row, : len(clip)] = True
-    return classifier.step({"frames": frames, "mask": mask}).numpy()[: len(clips)]
+    encoded = classifier.encode(frames, mask[: len(clips)])
+    features = np.concatenate(
+        [encoded, np.zeros_like(encoded, shape=(len(mask) - len(clips), *encoded.shape[1:]))]
+    )
+    return classifier.classify({"features": features, "mask": mask}).numpy()[: len(clips)]
 
 
 def rank(scores: np.ndarray, classes: Sequence[str]) -> dict[str, float]:

@@ -26,13 +26,13 @@ from typing import BinaryIO
 
 import keras
 import numpy as np
-import tensorflow as tf
 from filelock import FileLock, Timeout
 
 from vidpipe.config import TrainConfig, fingerprint
 from vidpipe.data.dataset import Dataset
 from vidpipe.data.input_pipeline import eval_dataset
 from vidpipe.errors import VidpipeError
+from vidpipe.model.frame_encoder import FrameEncoder
 from vidpipe.progress import Progress
 from vidpipe.storage.files import write_text
 
@@ -67,32 +67,28 @@ class FeatureTable:
 
 
 def cached_features(
-    frozen: keras.Model,
+    frozen: FrameEncoder,
     dataset: Dataset,
     *,
     split: str,
-    batch_size: int,
     cache_dirs: Sequence[str],
     cache_gb: float = TrainConfig.cache_gb,
 ) -> FeatureTable:
     """Reads the cached features of a split, after computing the chunks that are missing or corrupt.
 
     Args:
-      frozen: `FusedModel.frozen`, or `heads.feature_extractor` of a model that takes all stored frames.
+      frozen: `FusedModel.frozen`, or `fused.feature_encoder` of a model that takes all stored frames.
       dataset: an open dataset.
       split: which clips.
-      batch_size: clips per forward pass, a divisor of 64.
       cache_dirs: local folders for the cache; a later one is used where those before it are read-only and do
         not have the features.
       cache_gb: disk space in GiB that the features of all runs may take in that folder. The features that
         were not used for the longest time are deleted first.
 
     Raises:
-      FeatureCacheError: the cache cannot be written, features in use take too much space, or float16 cannot
-        hold a value of a feature map.
+      FeatureCacheError: the cache cannot be written, features in use take too much space, a feature is
+        non-finite, or float16 cannot hold a value of a feature map.
     """
-    if _CHUNK_CLIPS % batch_size:
-        raise ValueError(f"batch_size must be a divisor of {_CHUNK_CLIPS}; got {batch_size}.")
     name, layout = f"{split}-{_key(frozen, dataset)}", _layout(frozen, dataset, split)
 
     def fill(folder: Path) -> FeatureTable:
@@ -104,7 +100,7 @@ def cached_features(
             _make_room(folder, _num_bytes(layout), cache_gb=cache_gb)
             chunks = _Chunks(folder, layout)
             if chunks.first_missing is not None:
-                _compute(frozen, dataset, chunks, split=split, batch_size=batch_size)
+                _compute(frozen, dataset, chunks, split=split)
             table = _open_table(folder, layout)
             weakref.finalize(table.features, in_use.close)
             return table
@@ -204,7 +200,7 @@ def _delete_unless_in_use(folder: Path) -> bool:
     return True
 
 
-def size_bytes(frozen: keras.Model, dataset: Dataset, splits: Iterable[str]) -> int:
+def size_bytes(frozen: FrameEncoder, dataset: Dataset, splits: Iterable[str]) -> int:
     """Returns the disk space of the cached features of some splits, except for a few kilobytes.
 
     Args:
@@ -287,15 +283,11 @@ class _Chunks:
         }
 
 
-def _compute(frozen: keras.Model, dataset: Dataset, chunks: _Chunks, *, split: str, batch_size: int) -> None:
+def _compute(frozen: FrameEncoder, dataset: Dataset, chunks: _Chunks, *, split: str) -> None:
     """Computes and writes all chunks that are missing or corrupt."""
     dtype = chunks.table.features.dtype
-
-    @tf.function
-    def encode(inputs: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        features = frozen(inputs, training=False)
-        return tf.cast(features, dtype), tf.reduce_max(tf.abs(features))
-
+    # Clips of a batch: as many as a call takes, and a divisor of a chunk, which is a power of two.
+    batch_size = min(_CHUNK_CLIPS, 1 << frozen.clips_per_call.bit_length() - 1)
     start = chunks.first_missing or 0
     batches = eval_dataset(
         dataset, batch_size=batch_size, split=split, num_frames=dataset.clip.num_frames, skip_clips=start
@@ -305,26 +297,31 @@ def _compute(frozen: keras.Model, dataset: Dataset, chunks: _Chunks, *, split: s
             # The last batch is filled up to batch_size.
             num_clips = min(batch_size, chunks.num_clips - start)
             if not chunks.has(start):
-                features, largest = encode(inputs)
-                if dtype == np.float16 and float(largest) > float(np.finfo(dtype).max):
+                frames, mask = (inputs[name].numpy()[:num_clips] for name in ("frames", "mask"))
+                features = frozen(frames, mask)
+                largest = float(np.abs(features).max())
+                if not np.isfinite(largest):
+                    raise FeatureCacheError(
+                        f"Features of {split} are NaN or Inf. Check the weights of the backbone, or try "
+                        "--precision=float32."
+                    )
+                if dtype == np.float16 and largest > np.finfo(dtype).max:
                     shutil.rmtree(chunks.folder)
                     raise FeatureCacheError(
-                        f"A feature map contains the value {float(largest):g}, but the cache stores float16, "
+                        f"A feature map contains the value {largest:g}, but the cache stores float16, "
                         f"at most {np.finfo(dtype).max:g}. Run the backbone in every epoch with "
                         "--cache_features=off."
                     )
-                chunks.write(
-                    start, *(values.numpy()[:num_clips] for values in (features, inputs["mask"], label))
-                )
+                chunks.write(start, features, mask, label.numpy()[:num_clips])
             progress.advance(num_clips)
             start += num_clips
             if chunks.first_missing is None:
                 break
 
 
-def _layout(frozen: keras.Model, dataset: Dataset, split: str) -> _Layout:
+def _layout(frozen: FrameEncoder, dataset: Dataset, split: str) -> _Layout:
     num_clips = dataset.num_clips(split)
-    clip_shape = frozen.output.shape[1:]
+    clip_shape = frozen.clip_shape
     # Features are small and stay exact. Feature maps are large; float16 is more precise than bfloat16.
     dtype = np.float32 if len(clip_shape) == 2 else np.float16
     return {
@@ -361,14 +358,17 @@ def _open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarr
         raise
 
 
-def _key(frozen: keras.Model, dataset: Dataset) -> str:
+def _key(frozen: FrameEncoder, dataset: Dataset) -> str:
     """Returns the digest of everything that determines the features, besides the split."""
     weights = hashlib.sha256()
-    for weight in frozen.weights:
+    for weight in frozen.network.weights:
         weights.update(np.ascontiguousarray(weight.numpy()).tobytes())
     # Of the layers: a model.keras has the precision that it was trained in, whatever the policy in force.
-    policies = {layer.dtype_policy.name for layer in _layers_with_weights(frozen)}
-    return fingerprint([dataset.info.fingerprint, weights.hexdigest(), "+".join(sorted(policies))])[:16]
+    policies = {layer.dtype_policy.name for layer in _layers_with_weights(frozen.network)}
+    settings = [dataset.info.fingerprint, weights.hexdigest(), "+".join(sorted(policies))]
+    if len(frozen.network.inputs) > 1:
+        settings.append("pixel differences")
+    return fingerprint(settings)[:16]
 
 
 def _layers_with_weights(model: keras.Model) -> Iterator[keras.Layer]:

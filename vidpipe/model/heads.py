@@ -135,14 +135,15 @@ def build_head(
     Scalable Predictive Uncertainty Estimation using Deep Ensembles", 2017).
 
     Args:
-      config: backbone, head, ensemble_size and dropout.
+      config: backbone, pixel_differences, head, ensemble_size and dropout.
       mask: bool [B, T].
       num_classes: number of classes (C).
 
     Returns:
       A function: features [B, T, D] -> logits float32 [B, C]. All its results share one set of variables.
     """
-    features = keras.Input((mask.shape[1], BACKBONES[config.backbone].num_features))
+    num_features = BACKBONES[config.backbone].num_features * (2 if config.pixel_differences else 1)
+    features = keras.Input((mask.shape[1], num_features))
     known = HEADS[config.head]
     ensemble_size = known.ensemble_size if config.ensemble_size is None else config.ensemble_size
     build_member = known.build(features, mask, config.dropout)

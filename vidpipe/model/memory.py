@@ -77,11 +77,13 @@ class _Tensor:
       rows: length of its first axis per clip: 1, or T if the frames of all clips are in one axis.
       size: bytes that it adds; 0 for the model's inputs, which are counted separately.
       trained: whether a gradient flows through it.
+      elements: how many it has, 0 for inputs.
     """
 
     rows: int
     size: int
     trained: bool
+    elements: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,20 @@ def estimate(model: keras.Model, *, num_clips: int, slots_per_weight: int) -> Me
         activations=peak + int(allowance),
         input=sum(_size(tensor, num_clips) for tensor in model.inputs),
     )
+
+
+def clips_per_call(model: keras.Model) -> int:
+    """Returns how many clips a call of a model may take, at least 0: no tensor may have 2^31 elements.
+
+    TensorFlow's kernels for GPUs count elements with 31 bits, and BiasAdd ends the process above that
+    (tensorflow issue 99894). 668 frames of 224 x 224 pixels are the most in block 1 of VGG16.
+
+    Args:
+      model: a functional model; all its shapes are known except the batch size.
+    """
+    tensors = {id(tensor): _Tensor(1, 0, False) for tensor in model.inputs}
+    steps = _walk(model, tensors, num_clips=1)
+    return (2**31 - 1) // max(tensor.elements for step in steps for tensor in step.writes)
 
 
 def available_bytes() -> int | None:
@@ -236,7 +252,15 @@ def _step(node: Any, reads: list[_Tensor], num_clips: int) -> _Step:
         # The only operation that merges the axes of clips and frames, or splits them. It copies nothing.
         rows = rows * math.prod(first.shape[1:]) // math.prod(node.outputs[0].shape[1:])
         return _Step(reads, [_Tensor(rows, 0, trained)], trained)
-    writes = [_Tensor(rows, _size(tensor, rows * num_clips), trained) for tensor in node.outputs]
+    writes = [
+        _Tensor(
+            rows,
+            _size(tensor, rows * num_clips),
+            trained,
+            elements=math.prod(_shape(tensor, rows * num_clips)),
+        )
+        for tensor in node.outputs
+    ]
     if isinstance(operation, keras.layers.RNN) and trained:
         # Its own output may contain the last time step only.
         outputs = rows * num_clips * first.shape[1] * node.outputs[0].shape[-1]
@@ -261,8 +285,11 @@ def _peak(steps: list[_Step]) -> int:
 
 def _size(tensor: keras.KerasTensor, rows: int) -> int:
     """Returns the bytes of a tensor; axes of unknown length have `rows`."""
-    shape = [rows if length is None else length for length in tensor.shape]
-    return math.prod(shape) * tf.as_dtype(tensor.dtype).size
+    return math.prod(_shape(tensor, rows)) * tf.as_dtype(tensor.dtype).size
+
+
+def _shape(tensor: keras.KerasTensor, rows: int) -> list[int]:
+    return [rows if length is None else length for length in tensor.shape]
 
 
 def _variable_size(variable: keras.Variable) -> int:

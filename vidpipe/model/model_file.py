@@ -151,7 +151,7 @@ def load_weights(model: FusedModel, path: Path, classes: tuple[str, ...]) -> Non
             if theirs != ours:
                 raise ModelError(
                     f"{path} has another {name}: found {theirs}, expected {ours}. Use the model flags of "
-                    "that run (--backbone, --head, --ensemble_size)."
+                    "that run (--backbone, --pixel_differences, --head, --ensemble_size)."
                 )
     for source_layer, layer in layers.values():
         layer.set_weights(source_layer.get_weights())

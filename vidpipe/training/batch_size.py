@@ -25,6 +25,7 @@ class StepMemory:
       num_replicas: devices that share a batch, of all machines.
       num_workers: machines.
       accumulate: microbatches of a step on each device.
+      clips_per_call: of which a microbatch has no more.
     """
 
     model: keras.Model
@@ -32,11 +33,14 @@ class StepMemory:
     num_replicas: int
     num_workers: int
     accumulate: int
+    clips_per_call: int
 
     def estimate(self, num_clips: int, accumulate: int = 2) -> memory.MemoryEstimate:
         """Estimates the memory of a microbatch; with several of them, their summed gradients are in it."""
         slots = _SLOTS[self.optimizer.name] + (self.optimizer.ema > 0)
-        return memory.estimate(self.model, num_clips=num_clips, slots_per_weight=slots + (accumulate > 1))
+        accumulates = accumulate > 1 or num_clips > self.clips_per_call
+        num_clips = min(num_clips, self.clips_per_call)
+        return memory.estimate(self.model, num_clips=num_clips, slots_per_weight=slots + accumulates)
 
 
 def resolve_batch_size(batch_size: int | None, step: StepMemory) -> int:

@@ -17,8 +17,8 @@ from vidpipe.training import distribution
 
 # Clips whose features set the head's standardization: enough for a mean, few enough for a fine-tuned run.
 _STANDARDIZATION_CLIPS = 512
-# Clips per forward pass of a frozen backbone, at most: more gain nothing on any device.
-FORWARD_CLIPS = 8
+# Clips per forward pass of a backbone: more gain nothing.
+_FORWARD_CLIPS = 8
 # The same of a head alone: on a CPU half the time of batches of 8.
 _HEAD_FORWARD_CLIPS = 64
 _NAMED_CLIPS = 8
@@ -48,7 +48,9 @@ class Batches:
     clips_of_step: Callable[[int, int], str]
 
 
-def frame_batches(config: TrainConfig, dataset: Dataset, *, batch_size: int, num_frames: int) -> Batches:
+def frame_batches(
+    config: TrainConfig, dataset: Dataset, *, batch_size: int, num_frames: int, clips_per_call: int
+) -> Batches:
     """Builds the batches of a run whose backbone runs in every step.
 
     Args:
@@ -56,6 +58,7 @@ def frame_batches(config: TrainConfig, dataset: Dataset, *, batch_size: int, num
       dataset: an open dataset.
       batch_size: clips of a step.
       num_frames: frames of a clip (T).
+      clips_per_call: clips that the model may take at once.
     """
     if config.data_service is not None:
         _log.info("Clips come in the order of the tf.data service at %s.", config.data_service)
@@ -94,7 +97,7 @@ def frame_batches(config: TrainConfig, dataset: Dataset, *, batch_size: int, num
     return _batches(
         dataset,
         batch_size=batch_size,
-        forward_clips=FORWARD_CLIPS,
+        forward_clips=min(_FORWARD_CLIPS, clips_per_call),
         train_batches=train_batches,
         eval_batches=eval_batches,
         clips_of_step=clips_of_step,
@@ -147,7 +150,7 @@ def feature_batches(
     return _batches(
         dataset,
         batch_size=batch_size,
-        forward_clips=_HEAD_FORWARD_CLIPS if is_head_alone else FORWARD_CLIPS,
+        forward_clips=_HEAD_FORWARD_CLIPS if is_head_alone else _FORWARD_CLIPS,
         train_batches=train_batches,
         eval_batches=eval_batches,
         clips_of_step=clips_of_step,

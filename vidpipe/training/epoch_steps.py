@@ -95,6 +95,7 @@ class EpochSteps:
             optimizer=trainee.optimizer,
             strategy=trainee.strategy,
             class_weights=class_weights,
+            clips_per_call=trainee.clips_per_call,
         )
         is_chief = distribution.is_chief(trainee.strategy)
         self.profiler = Profiler(config.profile_steps if is_chief else None, folder.tensorboard)

@@ -243,11 +243,16 @@ class RunFolder:
         """
         numbers = [name for name in HISTORY_COLUMNS if name != "epoch"]
         try:
-            return [
+            rows = _read_rows(self.history)
+            history = [
                 {"epoch": int(row["epoch"])}
                 | {name: float(row[name]) if row[name] else None for name in numbers}
-                for row in (dict.fromkeys(_ADDED_COLUMNS, "") | each for each in _read_rows(self.history))
+                for row in (dict.fromkeys(_ADDED_COLUMNS, "") | each for each in rows)
             ]
+            unknown = sorted(set().union(*rows) - set(HISTORY_COLUMNS))
+            if unknown:
+                raise ValueError(f"it has an unknown column {unknown[0]!r}")
+            return history
         except FileNotFoundError:
             raise
         except KeyError as error:

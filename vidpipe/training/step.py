@@ -109,6 +109,7 @@ class Steps:
       optimizer: built for the model's trainable variables.
       strategy: in whose scope they were made.
       class_weights: float32 [C].
+      clips_per_call: a larger batch, or microbatch, is divided into equal microbatches of at most so many.
     """
 
     def __init__(
@@ -121,9 +122,11 @@ class Steps:
         optimizer: keras.Optimizer,
         strategy: tf.distribute.Strategy,
         class_weights: np.ndarray,
+        clips_per_call: int,
     ) -> None:
         self._config, self._model, self._ensemble, self._answers = config, model, ensemble, answers
         self._optimizer, self._strategy, self._class_weights = optimizer, strategy, class_weights
+        self._clips_per_call = clips_per_call
         self._train = tf.function(self._train_step)
         self.evaluate = tf.function(self._evaluate)
 
@@ -157,7 +160,28 @@ class Steps:
         return tuple(self._strategy.gather(values, axis=0) for values in rows)
 
     def _forward(self, inputs: Inputs) -> list[tf.Tensor]:
-        return self._answers(inputs, training=False)
+        num_clips = tf.nest.flatten(inputs)[0].shape[0]
+        num_microbatches = self._num_microbatches(num_clips, at_least=1)
+        if num_microbatches == 1:
+            return self._answers(inputs, training=False)
+        size = num_clips // num_microbatches
+        answers = tf.map_fn(
+            lambda microbatch: self._answers(microbatch, training=False),
+            _divided(inputs, num_microbatches),
+            parallel_iterations=1,
+            fn_output_signature=[
+                tf.TensorSpec([size, *output.shape[1:]], output.dtype) for output in self._answers.outputs
+            ],
+        )
+        return [tf.reshape(values, [num_clips, *values.shape[2:]]) for values in answers]
+
+    def _num_microbatches(self, num_clips: int, at_least: int) -> int:
+        """Returns the smallest multiple of `at_least` that divides the clips into small enough parts."""
+        return next(
+            number
+            for number in range(at_least, num_clips + 1, at_least)
+            if num_clips % number == 0 and num_clips // number <= self._clips_per_call
+        )
 
     def _update(self, inputs: Inputs, label: tf.Tensor, weight: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
         replicas = tf.distribute.get_replica_context()
@@ -181,15 +205,10 @@ class Steps:
     def _accumulated_gradients(
         self, inputs: Inputs, label: tf.Tensor, weight: tf.Tensor, total_weight: tf.Tensor
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        num_microbatches = self._config.accumulate
+        num_microbatches = self._num_microbatches(label.shape[0], at_least=self._config.accumulate)
         if num_microbatches == 1:
             return self._gradients(inputs, label, weight, total_weight)
-
-        def cut(values: tf.Tensor) -> tf.Tensor:
-            size = values.shape[0] // num_microbatches
-            return tf.reshape(values, [num_microbatches, size, *values.shape[1:]])
-
-        microbatches = tf.nest.map_structure(cut, (inputs, label, weight))
+        microbatches = _divided((inputs, label, weight), num_microbatches)
         gradients = [tf.zeros(variable.shape) for variable in self._model.trainable_variables]
         sums = tf.zeros(3)
         for index in tf.range(num_microbatches):
@@ -224,6 +243,16 @@ class Steps:
         return gradients, tf.stack(
             [tf.reduce_sum(losses), tf.reduce_sum(weight * correct), tf.reduce_sum(weight)]
         )
+
+
+def _divided(batch: Any, num_microbatches: int) -> Any:
+    """Divides the first axis of each tensor of a batch: [B, ...] -> [microbatches, clips, ...]."""
+
+    def divide(values: tf.Tensor) -> tf.Tensor:
+        size = values.shape[0] // num_microbatches
+        return tf.reshape(values, [num_microbatches, size, *values.shape[1:]])
+
+    return tf.nest.map_structure(divide, batch)
 
 
 def _target(label: Any, num_classes: int) -> tf.Tensor:

@@ -23,7 +23,6 @@ from vidpipe.storage import files, remote
 from vidpipe.training import distribution
 from vidpipe.training.batch_size import StepMemory, resolve_batch_size
 from vidpipe.training.batches import (
-    FORWARD_CLIPS,
     Batches,
     feature_batches,
     frame_batches,
@@ -256,6 +255,7 @@ def _batch_size(config: TrainConfig, trainee: Trainee, earlier: Mapping[str, Any
         num_replicas=trainee.strategy.num_replicas_in_sync,
         num_workers=distribution.num_workers(trainee.strategy),
         accumulate=config.accumulate,
+        clips_per_call=trainee.clips_per_call,
     )
     return resolve_batch_size(config.batch_size or earlier.get("resolved_batch_size"), step)
 
@@ -281,18 +281,21 @@ def _make_batches(
         )
         return HeadFit(trainee.model, config.model.head, clips, fold)
 
-    if trainee.model is fused.fused:
-        batches = frame_batches(config, dataset, batch_size=batch_size, num_frames=num_frames)
+    if fused.frozen is None or trainee.model is fused.fused:
+        batches = frame_batches(
+            config,
+            dataset,
+            batch_size=batch_size,
+            num_frames=num_frames,
+            clips_per_call=trainee.clips_per_call,
+        )
         return batches, head_fit(batches, None)
-    # A power of two: it must divide the cache's chunks of clips.
-    forward_clips = min(FORWARD_CLIPS, 1 << batch_size.bit_length() - 1)
     own = [] if remote.is_remote(dataset.read_dir) else [dataset.read_dir]
     tables = {
         split: feature_cache.cached_features(
             fused.frozen,
             dataset,
             split=split,
-            batch_size=forward_clips,
             cache_dirs=[*own, config.run_dir],
             cache_gb=config.cache_gb,
         )

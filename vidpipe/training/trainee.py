@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from vidpipe.config import TrainConfig
 from vidpipe.data.dataset import Dataset
-from vidpipe.model import feature_cache, heads, standardization
+from vidpipe.model import feature_cache, heads, memory, standardization
+from vidpipe.model.frame_encoder import FrameEncoder
 from vidpipe.model.fused import FusedModel, build_model
 from vidpipe.model.model_file import load_weights
 from vidpipe.training.optimizer import averaged, build_optimizer, layer_scales
@@ -30,6 +31,7 @@ class Trainee:
       answers: the same inputs -> its logits and those of its linear part alone, both float32 [B, C].
       is_cross_fitted: whether members are trained on the clips outside of one fold each. Their losses are
         those of the network alone then, without the linear part.
+      clips_per_call: clips that `model` may take at once, see `memory.clips_per_call`.
       saved: the model that is written to model.keras; it shares the variables of `model`.
       optimizer: built for the trainable variables of `model`.
       strategy: in whose scope they were made.
@@ -41,6 +43,7 @@ class Trainee:
     ensemble: keras.Model
     answers: keras.Model
     is_cross_fitted: bool
+    clips_per_call: int
     saved: keras.Model
     optimizer: keras.Optimizer
     strategy: tf.distribute.Strategy
@@ -85,7 +88,8 @@ def build_trainee(
 
     Raises:
       BackboneError, ModelError: the weights are missing or do not fit.
-      TrainError: the features must be cached and would take more disk space than allowed.
+      TrainError: the features must be cached and would take more disk space than allowed, or a clip has too
+        many frames.
     """
     fused = build_model(
         config.model,
@@ -96,8 +100,14 @@ def build_trainee(
     if config.init_from is not None:
         load_weights(fused, RunFolder(Path(config.init_from)).model, dataset.classes)
     model = fused.fused
-    if fused.trained is not None and _caches_features(config, dataset, fused, was_cached):
+    if fused.frozen is not None and _caches_features(config, dataset, fused.frozen, was_cached):
         model = fused.trained
+    clips_per_call = memory.clips_per_call(model)
+    if clips_per_call == 0:
+        raise TrainError(
+            f"A step on a clip of {dataset.clip.spec(num_frames)} has a tensor of more than 2^31 elements, "
+            "too many for TensorFlow. Take fewer frames (--num_frames)."
+        )
     scales = layer_scales(
         fused.fused.get_layer("backbone"),
         backbone_lr_scale=config.optimizer.backbone_lr_scale,
@@ -109,7 +119,7 @@ def build_trainee(
     checkpointed = [*model.variables, *optimizer.variables]
     if model is fused.fused and fused.frozen is not None:
         # The frozen blocks come from the weights file or the seed again; they need no place in a checkpoint.
-        frozen = {id(variable) for variable in fused.frozen.variables}
+        frozen = {id(variable) for variable in fused.frozen.network.variables}
         checkpointed = [variable for variable in checkpointed if id(variable) not in frozen]
     is_cross_fitted = (
         model is fused.trained
@@ -122,6 +132,7 @@ def build_trainee(
         ensemble=heads.network_logits(model) if is_cross_fitted else heads.ensemble_logits(model),
         answers=heads.with_linear_logits(model),
         is_cross_fitted=is_cross_fitted,
+        clips_per_call=clips_per_call,
         saved=fused.fused,
         optimizer=optimizer,
         strategy=strategy,
@@ -132,7 +143,7 @@ def build_trainee(
 
 
 def _caches_features(
-    config: TrainConfig, dataset: Dataset, fused: FusedModel, was_cached: bool | None
+    config: TrainConfig, dataset: Dataset, frozen: FrameEncoder, was_cached: bool | None
 ) -> bool:
     """Whether the frozen blocks run once per clip, and their features are cached.
 
@@ -141,7 +152,7 @@ def _caches_features(
     """
     if not config.can_cache_features or config.cache_features == "off" or was_cached is False:
         return False
-    needed = feature_cache.size_bytes(fused.frozen, dataset, dataset.train_splits) / 2**30
+    needed = feature_cache.size_bytes(frozen, dataset, dataset.train_splits) / 2**30
     if needed <= config.cache_gb:
         return True
     too_large = (
