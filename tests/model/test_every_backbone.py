@@ -1,6 +1,7 @@
 """The fused model with each real backbone: split, batch normalization, and model.keras without vidpipe."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 from vidpipe.config import ClipConfig
+from vidpipe.model import memory
 from vidpipe.model.backbone import BACKBONES
 from vidpipe.model.fused import FusedModel
 from vidpipe.model.model_file import METADATA_NAME, ModelMetadata, load_weights, save_model
@@ -50,6 +52,15 @@ def test_every_backbone_can_be_split(model: FusedModel, inputs: Inputs) -> None:
         id(weight) for weight in model.trained.trainable_variables
     ]
     assert model.frozen.network.trainable_variables == []
+
+
+def test_the_memory_of_every_backbone_is_estimated(model: FusedModel) -> None:
+    """Also of those that contain models."""
+    for part in (model.fused, model.trained):
+        estimate = memory.estimate(part, num_clips=2, slots_per_weight=2)
+        assert estimate.weights == sum(4 * math.prod(weight.shape) for weight in part.variables)
+        assert estimate.activations > 0
+        assert memory.clips_per_call(part) > 1000
 
 
 def test_training_normalizes_batches_as_prediction_does(model: FusedModel, inputs: Inputs) -> None:

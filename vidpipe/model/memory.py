@@ -233,9 +233,11 @@ def _walk(model: keras.Model, tensors: dict[int, _Tensor], num_clips: int) -> It
                 continue
             reads = [tensors[id(tensor)] for tensor in node.input_tensors]
             if isinstance(node.operation, keras.Model):
-                inside = dict(zip(map(id, node.operation.inputs), reads, strict=True))
-                yield from _walk(node.operation, inside, num_clips)
-                writes = [inside[id(tensor)] for tensor in node.operation.outputs]
+                # A Sequential model, of which ConvNeXt has some, holds its graph in another one.
+                inner = getattr(node.operation, "_functional", node.operation)
+                inside = dict(zip(map(id, inner.inputs), reads, strict=True))
+                yield from _walk(inner, inside, num_clips)
+                writes = [inside[id(tensor)] for tensor in inner.outputs]
             else:
                 step = _step(node, reads, num_clips)
                 writes = step.writes[: len(node.outputs)]

@@ -165,9 +165,13 @@ class Steps:
         if num_microbatches == 1:
             return self._answers(inputs, training=False)
         size = num_clips // num_microbatches
+        microbatches = _divided(inputs, num_microbatches)
+        # Over indices: TensorFlow cannot loop over uint8 frames on a GPU.
         answers = tf.map_fn(
-            lambda microbatch: self._answers(microbatch, training=False),
-            _divided(inputs, num_microbatches),
+            lambda index: self._answers(
+                tf.nest.map_structure(lambda values: values[index], microbatches), training=False
+            ),
+            tf.range(num_microbatches),
             parallel_iterations=1,
             fn_output_signature=[
                 tf.TensorSpec([size, *output.shape[1:]], output.dtype) for output in self._answers.outputs
