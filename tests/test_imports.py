@@ -23,6 +23,7 @@ IMPORTERS = {
     "PIL": {"inference.gif"},
     "matplotlib": {"display.figures", "display.fonts"},
     "pebble": {"data.process_pool"},
+    "threadpoolctl": {"training.linear_part"},
     "sklearn": {
         "data.validation_split",
         "evaluation.evaluate",

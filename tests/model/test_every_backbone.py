@@ -56,6 +56,7 @@ def test_every_backbone_can_be_split(model: FusedModel, inputs: Inputs) -> None:
 
 def test_the_memory_of_every_backbone_is_estimated(model: FusedModel) -> None:
     """Also of those that contain models."""
+    assert model.trained is not None
     for part in (model.fused, model.trained):
         estimate = memory.estimate(part, num_clips=2, slots_per_weight=2)
         assert estimate.weights == sum(4 * math.prod(weight.shape) for weight in part.variables)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
+from threadpoolctl import threadpool_limits
 
 from vidpipe.model.heads import NUM_STATISTICS
 from vidpipe.training.run_folder import TrainError
@@ -25,6 +26,9 @@ FOLDS = 5
 # With more clips than this, the strength is chosen on one fold: it would take minutes on all.
 _MANY_CLIPS = 2000
 _MAX_ITERATIONS = 1000
+# Below so many multiply-adds in a matrix product, several threads cost more than they save; on a busy machine
+# they wait for each other, and 148 clips took 9.2 s instead of 0.9.
+_FEW_MULTIPLY_ADDS = 1e7
 # A gain counts from this many standard errors on: clips of a group are alike, so one is too few.
 _STANDARD_ERRORS = 2
 _ABSENT = -30.0  # the logit of a class without a training clip
@@ -72,6 +76,15 @@ def fit_linear_part(
       TrainError: there is only one class, or the statistics of all clips are the same.
     """
     _check(statistics, label)
+    num_clips, num_statistics = statistics.shape
+    is_small = num_clips * min(num_clips, num_statistics) * len(class_weights) < _FEW_MULTIPLY_ADDS
+    with threadpool_limits(1 if is_small else None, user_api="blas"):
+        return _fit_linear_part(statistics, label, fold, class_weights)
+
+
+def _fit_linear_part(
+    statistics: np.ndarray, label: np.ndarray, fold: np.ndarray, class_weights: np.ndarray
+) -> LinearPart:
     num_classes = len(class_weights)
     scored = np.flatnonzero(fold >= 0)
     candidates = []
