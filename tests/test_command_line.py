@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vidpipe.command_line import COMMANDS, Command
-from vidpipe.config import TrainConfig, check, setting
+from vidpipe.config import PredictionConfig, TrainConfig, check, setting
 from vidpipe.errors import VidpipeError
 
 ROOT = Path(__file__).parents[1]
@@ -120,6 +120,10 @@ def test_arguments_follow_flags_and_the_separator_ends_them() -> None:
         (VidpipeError("The disk is full. Delete something."), 1, "The disk is full. Delete something."),
         (FileNotFoundError(2, "No such file", "/nowhere/a"), 1, "No such file: /nowhere/a"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (
+            MemoryError("no 3 GiB"), 1, "Out of memory (no 3 GiB). Close what else uses the memory (nvidia-smi "
+            "lists what uses a GPU), or take a larger machine.",
+        ),
     ],
 )  # fmt: skip
 def test_what_fails_is_one_line_without_a_traceback(
@@ -130,6 +134,24 @@ def test_what_fails_is_one_line_without_a_traceback(
 
     assert Command("Doc.").run(main, ["/tools/thing.py"]) == code
     assert capsys.readouterr().err == f"thing.py: {message}\n"
+
+
+def test_out_of_memory_names_the_flag_that_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    """TensorFlow's error is known by its name."""
+
+    class ResourceExhaustedError(Exception):
+        pass
+
+    def main(_: list[str]) -> None:
+        raise ResourceExhaustedError("OOM when allocating tensor with shape[9]\n[[node]]")
+
+    command = Command("Doc.")
+    command.settings(PredictionConfig)
+    assert command.run(main, ["thing.py", "--run_dir=r"]) == 1
+    assert capsys.readouterr().err == (
+        "thing.py: Out of memory (OOM when allocating tensor with shape[9]). Close what else uses the memory "
+        "(nvidia-smi lists what uses a GPU), give a smaller --batch_size, or take a larger machine.\n"
+    )
 
 
 def test_a_bug_is_a_traceback() -> None:

@@ -23,7 +23,7 @@ from absl import flags
 import vidpipe
 from vidpipe import interruption
 from vidpipe.config import ConfigError, Setting
-from vidpipe.errors import VidpipeError
+from vidpipe.errors import VidpipeError, first_line
 
 # The commands after installation, and their modules in tools/.
 COMMANDS = {
@@ -189,6 +189,13 @@ class Command:
             elif isinstance(error, OSError):
                 where = f": {error.filename}" if error.filename else ""
                 code = self._fail(f"{error.strerror or error}{where}", 1)
+            elif _is_out_of_memory(error):
+                smaller = "give a smaller --batch_size, " if "batch_size" in self._values else ""
+                code = self._fail(
+                    f"Out of memory ({first_line(error)}). Close what else uses the memory (nvidia-smi "
+                    f"lists what uses a GPU), {smaller}or take a larger machine.",
+                    1,
+                )
             else:
                 raise
         return code
@@ -288,6 +295,12 @@ def _closed_pipe() -> int:
     """Returns the exit code when the reader of stdout has seen enough, as `head` does."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # By its name: TensorFlow is not imported here.
+    is_from_tensorflow = type(error).__name__ == "ResourceExhaustedError" and "OOM" in str(error)
+    return is_from_tensorflow or isinstance(error, MemoryError)
 
 
 def _module(command: str) -> Any:

@@ -13,17 +13,20 @@ SIDE = 2
 
 
 class Recorder(keras.layers.Layer):
-    """Returns its input, and keeps how many frames each call had."""
+    """Returns its input, and keeps how many frames each call had. Only `fitting` frames fit the memory."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[int] = []
+        self.fitting = 2**31
 
     def call(self, frames: tf.Tensor) -> tf.Tensor:
         return tf.ensure_shape(tf.numpy_function(self._keep, [frames], tf.float32), frames.shape)
 
     def _keep(self, frames: np.ndarray) -> np.ndarray:
         self.calls.append(len(frames))
+        if len(frames) > self.fitting:
+            raise MemoryError("OOM")  # which TensorFlow reports as ResourceExhaustedError
         return frames
 
 
@@ -79,6 +82,32 @@ def test_calls_have_few_sizes_and_results_their_places(
     assert (encode.clip_shape, encoded.dtype) == ((num_frames, 1), np.float32)
     assert (encoded[..., 0] == frames[:, :, 0, 0, 0] * mask).all()
     assert encode.clips_per_call == clips_per_call
+
+
+@pytest.mark.parametrize(
+    ("fitting", "calls"),
+    [(9, [9]), (5, [9, 3, 3, 3]), (2, [9, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1]), (0, [9, 3, 1])],
+)
+def test_calls_become_smaller_where_the_memory_does_not_suffice(
+    recorder: Recorder, caplog: pytest.LogCaptureFixture, fitting: int, calls: list[int]
+) -> None:
+    recorder.fitting = fitting
+    encode = first_pixels(recorder, 3)
+    mask = first_n(3, 3, 3, num_frames=3)
+    frames = clips(mask)
+    if fitting == 0:
+        with pytest.raises(tf.errors.ResourceExhaustedError):
+            encode(frames, mask)
+    else:
+        for _ in range(2):
+            recorder.calls.clear()
+            assert (encode(frames, mask)[..., 0] == frames[:, :, 0, 0, 0]).all()
+            assert recorder.calls == calls
+            calls = [call for call in calls if call <= fitting]
+    assert (
+        caplog.text.count("Out of memory: from here on the backbone takes")
+        == {9: 0, 5: 1, 2: 2, 0: 2}[fitting]
+    )
 
 
 def test_a_call_of_the_default_size_stays_below_2_to_the_31_elements() -> None:

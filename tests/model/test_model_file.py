@@ -1,6 +1,7 @@
 """model.keras contains the model and its metadata; --init_from copies weights that fit, or none at all."""
 
 import json
+import logging
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,10 +22,13 @@ from vidpipe.model.model_file import (
     METADATA_NAME,
     ModelError,
     ModelMetadata,
+    for_this_machine,
     load_model,
     load_weights,
+    precision_of,
     save_model,
 )
+from vidpipe.training.precision import dtype_policy
 
 Build = Callable[..., FusedModel]
 Inputs = dict[str, np.ndarray]
@@ -211,3 +216,25 @@ def test_load_weights_of_a_version_without_linear_part_is_rejected(
         ModelError, match="trained with an earlier version of vidpipe, .* Train that run again"
     ):
         load_weights(build("motion"), saved, metadata.classes)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_a_model_of_half_precision_runs_in_float32_where_there_is_no_gpu(
+    build: Build,
+    inputs: Inputs,
+    policy: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    single = build().fused
+    assert for_this_machine(single) is single
+    with dtype_policy(policy):
+        half = build().fused
+    with caplog.at_level(logging.INFO):
+        ours = for_this_machine(half)
+    assert caplog.messages == [f"The model was trained in {policy}; without a GPU it runs in float32."]
+    assert (precision_of(half), precision_of(ours)) == (policy, "float32")
+    assert (ours(inputs).numpy() == single(inputs).numpy()).all()
+    assert not (half(inputs).numpy() == single(inputs).numpy()).all()
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: ["a GPU"])
+    assert for_this_machine(half) is half

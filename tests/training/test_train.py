@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import re
 import shutil
 import zipfile
@@ -536,12 +537,14 @@ def test_a_gpu_is_deterministic_on_demand_and_a_cpu_always(
     stop_before_building: None, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     switched: list[bool] = []
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: gpus)
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda _: {})
     monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: switched.append(True))
     with pytest.raises(_BuiltError):
         train.train(train_config(tmp_path, precision="float32", strategy="one", deterministic=deterministic))
     assert bool(switched) == expected
+    assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None) == (":4096:8" if deterministic else None)
 
 
 def test_the_precision_reaches_the_model_and_its_optimizer(

@@ -31,7 +31,7 @@ from vidpipe.model import heads
 from vidpipe.model.feature_cache import cached_features
 from vidpipe.model.feature_dataset import eval_feature_dataset
 from vidpipe.model.fused import feature_encoder
-from vidpipe.model.model_file import ModelMetadata, load_model
+from vidpipe.model.model_file import ModelMetadata, for_this_machine, load_model
 from vidpipe.progress import Progress
 from vidpipe.storage import files, remote
 from vidpipe.training.run_folder import EvaluationFolder, RunFolder, RunFolderError
@@ -73,7 +73,8 @@ def evaluate(config: EvaluationConfig) -> Evaluation:
       ModelError, ShardError: the model or the dataset cannot be read.
     """
     run = RunFolder(Path(config.run_dir))
-    model, metadata = load_model(run.model)
+    loaded, metadata = load_model(run.model)
+    model = for_this_machine(loaded)
     with open_dataset(config.data_dir, config.cache_dir) as dataset:
         check_dataset(metadata, dataset)
         _check_crops(config, metadata, dataset)

@@ -13,7 +13,7 @@ from vidpipe.data.dataset import Dataset
 from vidpipe.data.input_pipeline import eval_dataset
 from vidpipe.evaluation.evaluate import check_dataset
 from vidpipe.inference.export_files import ExportError
-from vidpipe.model.model_file import ModelMetadata, load_model
+from vidpipe.model.model_file import ModelMetadata, load_model, precision_of
 from vidpipe.progress import Progress
 from vidpipe.training.run_folder import RunFolder
 
@@ -111,11 +111,11 @@ def check(name: str, *, expected: np.ndarray, found: np.ndarray, tolerance: floa
 
 def check_half_precision(model: keras.Model, clips: Sequence[Batch], expected: np.ndarray) -> list[Check]:
     """Measures what float32 changes in a model that was trained in half precision; none for float32."""
-    policy = model.get_layer("backbone").layers[-1].dtype_policy
-    if policy.compute_dtype == "float32":
+    precision = precision_of(model)
+    if precision == "float32":
         return []
-    found = classify_all(policy.name, by_model(model), clips)
-    return [compare(f"float32 and the run's {policy.name}", expected=expected, found=found)]
+    found = classify_all(precision, by_model(model), clips)
+    return [compare(f"float32 and the run's {precision}", expected=expected, found=found)]
 
 
 @contextmanager

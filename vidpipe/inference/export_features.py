@@ -15,6 +15,7 @@ from vidpipe.inference.export_check import load_model_for
 from vidpipe.inference.export_files import ExportError, report_write_errors
 from vidpipe.model.frame_encoder import FrameEncoder
 from vidpipe.model.fused import feature_encoder
+from vidpipe.model.model_file import for_this_machine
 from vidpipe.progress import Progress
 from vidpipe.storage import files, remote
 
@@ -62,7 +63,7 @@ def export_features(config: ExportConfig) -> tuple[int, int, int]:
     ):
         model, metadata = load_model_for(config.run_dir, dataset)
         dataset.fetch(config.split)
-        encode = feature_encoder(model)
+        encode = feature_encoder(for_this_machine(model))
         num_frames, depth = encode.clip_shape
         shape = (dataset.num_clips(config.split), num_frames, depth)
         batches = _extract(encode, dataset, config.split, num_frames=num_frames)

@@ -9,9 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from vidpipe.model.standardization import refresh_standardization
-
-_HALF_PRECISION = ("mixed_bfloat16", "mixed_float16", "bfloat16", "float16")
+from vidpipe.model.model_file import in_float32
 
 
 def portable_model(model: keras.Model) -> keras.Model:
@@ -20,12 +18,7 @@ def portable_model(model: keras.Model) -> keras.Model:
     Without a GPU for it, half precision is slow or not supported. An LSTM that is traced on a machine with a
     GPU becomes cuDNN's, which other machines lack.
     """
-    text = model.to_json()
-    for dtype in _HALF_PRECISION:
-        text = text.replace(f'"{dtype}"', '"float32"')
-    portable = keras.models.model_from_json(text)
-    portable.set_weights(model.get_weights())
-    refresh_standardization(portable)
+    portable = in_float32(model)
     for layer in portable.get_layer("head").layers:
         if isinstance(layer, keras.layers.LSTM):
             layer.use_cudnn = False

@@ -25,7 +25,7 @@ from vidpipe.inference.video_files import unique_names
 from vidpipe.model import heads
 from vidpipe.model.frame_encoder import FrameEncoder
 from vidpipe.model.fused import feature_encoder
-from vidpipe.model.model_file import ModelMetadata, load_model
+from vidpipe.model.model_file import ModelMetadata, for_this_machine, load_model
 from vidpipe.training.run_folder import RunFolder
 
 ReadClip = Callable[[str, ClipConfig], video.VideoClip]
@@ -78,7 +78,8 @@ def load_classifier(run_dir: str) -> Classifier:
     Raises:
       ModelError: the run has no readable model.
     """
-    model, metadata = load_model(RunFolder(Path(run_dir)).model)
+    loaded, metadata = load_model(RunFolder(Path(run_dir)).model)
+    model = for_this_machine(loaded)
     head = heads.classifier(model)
     classify = tf.function(lambda inputs: tf.nn.softmax(head(inputs, training=False)))
     return Classifier(metadata, feature_encoder(model), classify)

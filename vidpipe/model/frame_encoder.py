@@ -1,5 +1,6 @@
 """Runs a network on the frames of clips outside of a training step, in calls of few and fixed sizes."""
 
+import logging
 import math
 
 import keras
@@ -11,13 +12,15 @@ from vidpipe.config import ClipSpec
 # Pixels of a call, at most: 83 frames of 224 x 224. The largest tensor of VGG16 has 64 numbers per pixel,
 # 1 GiB of float32. TensorFlow's kernels for GPUs fail at 2^31 numbers.
 _PIXELS = 2**22
+_log = logging.getLogger(__name__)
 
 
 class FrameEncoder:
     """A network on the real frames of clips of one shape.
 
     A call takes a multiple of T frames, or of as many as fit where T are too many: cuDNN chooses its kernels
-    for few sizes, and clips without padding frames cost nothing extra.
+    for few sizes, and clips without padding frames cost nothing extra. Calls become smaller where the memory
+    does not suffice.
 
     Args:
       network: frames uint8 [N, H, W, 3] -> [N, ...]. With a second input, that is the frame before each.
@@ -47,7 +50,23 @@ class FrameEncoder:
 
         Returns:
           [B, T, ...] in the network's dtype, zero where the mask is False.
+
+        Raises:
+          tf.errors.ResourceExhaustedError: the memory does not suffice for a single frame.
         """
+        while True:
+            try:
+                return self._encode(frames, mask)
+            except tf.errors.ResourceExhaustedError:
+                if self._largest_call == 1:
+                    raise
+                self._largest_call = self._unit if self._largest_call > self._unit else self._unit // 2
+                self._unit = min(self._unit, self._largest_call)
+                _log.warning(
+                    "Out of memory: from here on the backbone takes %d frames at once.", self._largest_call
+                )
+
+    def _encode(self, frames: np.ndarray, mask: np.ndarray) -> np.ndarray:
         clip, position = np.nonzero(mask)
         before = np.maximum(position - 1, 0)
         calls = []

@@ -5,6 +5,7 @@ too.
 """
 
 import json
+import logging
 import re
 import zipfile
 from dataclasses import asdict, dataclass
@@ -22,6 +23,8 @@ from vidpipe.model.standardization import refresh_standardization
 from vidpipe.storage.files import commit
 
 METADATA_NAME = "vidpipe.json"
+_HALF_PRECISION = ("mixed_bfloat16", "mixed_float16", "bfloat16", "float16")
+_log = logging.getLogger(__name__)
 
 
 class ModelError(VidpipeError):
@@ -85,6 +88,32 @@ def load_model(path: Path) -> tuple[keras.Model, ModelMetadata]:
             f"{path} is corrupt or was not written by vidpipe ({first_line(error)}). Start its training "
             "again, which makes it from a checkpoint, or restore the file."
         ) from error
+
+
+def precision_of(model: keras.Model) -> str:
+    """Returns the dtype policy of a model's backbone, such as mixed_bfloat16."""
+    name: str = model.get_layer("backbone").layers[-1].dtype_policy.name
+    return name
+
+
+def in_float32(model: keras.Model) -> keras.Model:
+    """Builds the same layers with the same weights in float32."""
+    text = model.to_json()
+    for dtype in _HALF_PRECISION:
+        text = text.replace(f'"{dtype}"', '"float32"')
+    copy = keras.models.model_from_json(text)
+    copy.set_weights(model.get_weights())
+    refresh_standardization(copy)
+    return copy
+
+
+def for_this_machine(model: keras.Model) -> keras.Model:
+    """Returns a loaded model, in float32 if it has half precision and there is no GPU: CPUs emulate that."""
+    precision = precision_of(model)
+    if precision not in _HALF_PRECISION or tf.config.list_physical_devices("GPU"):
+        return model
+    _log.info("The model was trained in %s; without a GPU it runs in float32.", precision)
+    return in_float32(model)
 
 
 def _read_metadata(archive: zipfile.ZipFile) -> ModelMetadata:

@@ -1,6 +1,7 @@
 """From settings to a run: prepares dataset, model, precision, memory and devices, then runs the loop."""
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -241,6 +242,10 @@ def _check_validation_split(config: TrainConfig, dataset: Dataset) -> None:
 
 
 def _make_repeatable(config: TrainConfig) -> None:
+    if config.deterministic:
+        # cuBLAS, and with it cuDNN's LSTM, repeats its sums only with workspaces of a fixed size (cuBLAS
+        # documentation, "Results reproducibility").
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if config.deterministic or not tf.config.list_physical_devices("GPU"):
         # Threads of a CPU sum gradients in any order; this makes a resumed run bit-identical.
         tf.config.experimental.enable_op_determinism()
