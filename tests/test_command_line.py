@@ -121,7 +121,7 @@ def test_arguments_follow_flags_and_the_separator_ends_them() -> None:
         (FileNotFoundError(2, "No such file", "/nowhere/a"), 1, "No such file: /nowhere/a"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (
-            MemoryError("no 3 GiB"), 1, "Out of memory (no 3 GiB). Close what else uses the memory (nvidia-smi "
+            MemoryError("no room"), 1, "Out of memory (no room). Close what else uses the memory (nvidia-smi "
             "lists what uses a GPU), or take a larger machine.",
         ),
     ],

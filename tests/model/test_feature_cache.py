@@ -332,10 +332,38 @@ def test_features_that_are_no_numbers_are_not_kept(build: Build, dataset: Datase
     model = build()
     model.fused.get_layer("backbone").get_layer("block5_conv1").bias.assign(np.full(512, np.inf))
     with pytest.raises(
-        FeatureCacheError, match="val are NaN or Inf.*weights of the backbone.*precision=float32"
+        FeatureCacheError,
+        match=f"of {dataset.video_ids('val')[0]} are NaN or Inf.*weights of the backbone.*precision=float32",
     ):
         cached_features(frozen_of(model), dataset, split="val", cache_dirs=[str(tmp_path)])
-    assert not list(tmp_path.rglob("chunks.json"))
+    assert not list(tmp_path.glob("features/*/*.npy"))
+
+
+@pytest.mark.parametrize(("clip", "value"), [(0, np.nan), (2, -np.inf), (1, 7e4)])
+def test_the_clip_that_cannot_be_kept_is_named(clip: int, value: float) -> None:
+    features = np.ones((3, 2, 4), np.float32)
+    feature_cache._check_range(features, np.dtype(np.float16), "abc")
+    features[clip, 1, 2] = value
+    with pytest.raises(FeatureCacheError, match=f"of {'abc'[clip]} "):
+        feature_cache._check_range(features, np.dtype(np.float16), "abc")
+
+
+@pytest.mark.parametrize("clip", [0, 4, 7])
+def test_a_disk_that_is_full_in_the_middle_is_an_error(
+    frozen: FrameEncoder, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: int
+) -> None:
+    """Also in the last chunk, which a thread writes after all clips were read."""
+    original = feature_cache._Chunks.write
+
+    def write(chunks: Any, start: int, *values: np.ndarray) -> None:
+        if start == clip:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(chunks, start, *values)
+
+    monkeypatch.setattr(feature_cache._Chunks, "write", write)
+    monkeypatch.setattr(FrameEncoder, "clips_per_call", 1)
+    with pytest.raises(FeatureCacheError, match="No space left on device.*Free disk space"):
+        cached_features(frozen, dataset, split="train", cache_dirs=[str(tmp_path)])
 
 
 def test_a_full_disk_is_an_error_before_anything_is_computed(

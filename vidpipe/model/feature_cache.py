@@ -19,7 +19,7 @@ import os
 import shutil
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import BinaryIO
@@ -100,7 +100,11 @@ def cached_features(
             _make_room(folder, _num_bytes(layout), cache_gb=cache_gb)
             chunks = _Chunks(folder, layout)
             if chunks.first_missing is not None:
-                _compute(frozen, dataset, chunks, split=split)
+                try:
+                    _compute(frozen, dataset, chunks, split=split)
+                except FeatureCacheError:
+                    shutil.rmtree(folder)
+                    raise
             table = _open_table(folder, layout)
             weakref.finalize(table.features, in_use.close)
             return table
@@ -234,6 +238,12 @@ class _Chunks:
         """The index of the first clip whose chunk is missing or corrupt; None if all chunks are intact."""
         return self._digests.index(None) * _CHUNK_CLIPS if None in self._digests else None
 
+    @property
+    def end_of_missing(self) -> int:
+        """The index of the clip after the last chunk that is missing or corrupt."""
+        missing = [number for number, digests in enumerate(self._digests) if digests is None]
+        return min(self.num_clips, (max(missing, default=-1) + 1) * _CHUNK_CLIPS)
+
     def has(self, clip: int) -> bool:
         """Whether the chunk of a clip is on disk and intact."""
         return self._digests[clip // _CHUNK_CLIPS] is not None
@@ -285,38 +295,51 @@ class _Chunks:
 
 def _compute(frozen: FrameEncoder, dataset: Dataset, chunks: _Chunks, *, split: str) -> None:
     """Computes and writes all chunks that are missing or corrupt."""
-    dtype = chunks.table.features.dtype
     # Clips of a batch: as many as a call takes, and a divisor of a chunk, which is a power of two.
     batch_size = min(_CHUNK_CLIPS, 1 << frozen.clips_per_call.bit_length() - 1)
-    start = chunks.first_missing or 0
+    start, stop = chunks.first_missing or 0, chunks.end_of_missing
     batches = eval_dataset(
         dataset, batch_size=batch_size, split=split, num_frames=dataset.clip.num_frames, skip_clips=start
     )
-    with Progress(f"Features of {split}", chunks.num_clips - start, "clips") as progress:
+    written: Future[None] | None = None
+    # Written and hashed in a thread: feature maps take a GPU less time than their digests a processor.
+    with (
+        Progress(f"Features of {split}", chunks.num_clips - start, "clips") as progress,
+        ThreadPoolExecutor(1) as writer,
+    ):
         for inputs, label, _ in batches:
             # The last batch is filled up to batch_size.
             num_clips = min(batch_size, chunks.num_clips - start)
             if not chunks.has(start):
                 frames, mask = (inputs[name].numpy()[:num_clips] for name in ("frames", "mask"))
                 features = frozen(frames, mask)
-                largest = float(np.abs(features).max())
-                if not np.isfinite(largest):
-                    raise FeatureCacheError(
-                        f"Features of {split} are NaN or Inf. Check the weights of the backbone, or try "
-                        "--precision=float32."
-                    )
-                if dtype == np.float16 and largest > np.finfo(dtype).max:
-                    shutil.rmtree(chunks.folder)
-                    raise FeatureCacheError(
-                        f"A feature map contains the value {largest:g}, but the cache stores float16, "
-                        f"at most {np.finfo(dtype).max:g}. Run the backbone in every epoch with "
-                        "--cache_features=off."
-                    )
-                chunks.write(start, features, mask, label.numpy()[:num_clips])
+                if written is not None:
+                    written.result()
+                _check_range(features, chunks.table.features.dtype, dataset.video_ids(split)[start:])
+                written = writer.submit(chunks.write, start, features, mask, label.numpy()[:num_clips])
             progress.advance(num_clips)
             start += num_clips
-            if chunks.first_missing is None:
+            if start >= stop:
                 break
+        if written is not None:
+            written.result()
+
+
+def _check_range(features: np.ndarray, dtype: np.dtype, video_ids: Sequence[str]) -> None:
+    """Checks the features of consecutive clips, of which the first `video_ids` are the names."""
+    largest = np.abs(features).reshape(len(features), -1).max(axis=1).astype(np.float64)
+    clip = int((largest if np.isfinite(largest).all() else ~np.isfinite(largest)).argmax())
+    if not np.isfinite(largest[clip]):
+        raise FeatureCacheError(
+            f"The features of {video_ids[clip]} are NaN or Inf. Check the weights of the backbone, or try "
+            "--precision=float32."
+        )
+    if dtype == np.float16 and largest[clip] > np.finfo(dtype).max:
+        raise FeatureCacheError(
+            f"A feature map of {video_ids[clip]} contains the value {largest[clip]:g}, but the cache stores "
+            f"float16, at most {np.finfo(dtype).max:g}. Run the backbone in every epoch with "
+            "--cache_features=off."
+        )
 
 
 def _layout(frozen: FrameEncoder, dataset: Dataset, split: str) -> _Layout:
