@@ -115,8 +115,7 @@ def traced(dataset: Dataset, train_config: MakeConfig) -> Callable[..., Iterator
         yield "train", steps._train.get_concrete_function(inputs, label, weight, tf.constant(0.0))
         yield "evaluate", steps.evaluate.get_concrete_function(inputs, label, weight)
         if fused.frozen is not None:
-            frames = [np.zeros((4, 32, 32, 3), np.uint8)] * len(fused.frozen.network.inputs)
-            yield "frozen blocks", fused.frozen._step.get_concrete_function(frames)
+            yield "frozen blocks", fused.frozen._step.get_concrete_function()
         statistics = heads.statistics_extractor(trainee.model)
         yield (
             "statistics",

@@ -12,6 +12,7 @@ from vidpipe.config import ClipSpec
 # Pixels of a call, at most: 83 frames of 224 x 224. The largest tensor of VGG16 has 64 numbers per pixel,
 # 1 GiB of float32. TensorFlow's kernels for GPUs fail at 2^31 numbers.
 _PIXELS = 2**22
+_FRAMES = 256  # of a call, at most: more gain nothing
 _log = logging.getLogger(__name__)
 
 
@@ -29,11 +30,15 @@ class FrameEncoder:
 
     def __init__(self, network: keras.Model, spec: ClipSpec) -> None:
         self.network = network
-        at_most = max(1, _PIXELS // (spec.height * spec.width))
+        at_most = min(_FRAMES, max(1, _PIXELS // (spec.height * spec.width)))
         self._unit = min(spec.num_frames, at_most)
         self._largest_call = at_most // self._unit * self._unit
         self._num_frames = spec.num_frames
-        self._step = tf.function(lambda inputs: network(inputs, training=False))
+        frames = tf.TensorSpec([None, spec.height, spec.width, 3], tf.uint8)
+        self._step = tf.function(
+            lambda inputs: network(inputs, training=False),
+            input_signature=[[frames for _ in network.inputs]],  # one trace for calls of all sizes
+        )
 
     @property
     def clip_shape(self) -> tuple[int, ...]:
@@ -68,12 +73,11 @@ class FrameEncoder:
 
     def _encode(self, frames: np.ndarray, mask: np.ndarray) -> np.ndarray:
         clip, position = np.nonzero(mask)
-        before = np.maximum(position - 1, 0)
+        positions = [position, np.maximum(position - 1, 0)][: len(self.network.inputs)]
         calls = []
         for start in range(0, len(clip), self._largest_call):
             rows = slice(start, start + self._largest_call)
-            inputs = [frames[clip[rows], position[rows]], frames[clip[rows], before[rows]]]
-            calls.append(self._step([self._filled(each) for each in inputs[: len(self.network.inputs)]]))
+            calls.append(self._step([self._filled(frames[clip[rows], each[rows]]) for each in positions]))
         encoded = np.zeros((*mask.shape, *self.network.output.shape[1:]), calls[0].dtype.as_numpy_dtype)
         # After the last call was made: a GPU still runs the calls before it.
         encoded[mask] = np.concatenate([values.numpy() for values in calls])[: len(clip)]
