@@ -5,6 +5,7 @@ TensorFlow's packages for machines without a GPU register these kernels too, so 
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from vidpipe.training.step import Steps
 from vidpipe.training.trainee import build_trainee
 
 MakeConfig = Callable[..., TrainConfig]
+_FUNCTIONS = attrgetter("library.function")
 # They run graphs, or stand for inputs and results of graphs.
 _WITHOUT_KERNEL = {
     "While",
@@ -38,7 +40,7 @@ def without_gpu_kernel(graph_def: Any) -> set[str]:
     """Names the operations of a graph and its functions for which no kernel for GPUs is registered."""
     nodes = [
         *graph_def.node,
-        *(node for function in graph_def.library.function for node in function.node_def),
+        *(node for function in _FUNCTIONS(graph_def) for node in function.node_def),
     ]
     return {
         f"{node.op} {sorted(types.values())}"

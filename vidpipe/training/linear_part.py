@@ -27,7 +27,7 @@ FOLDS = 5
 _MANY_CLIPS = 2000
 _MAX_ITERATIONS = 1000
 # Below so many multiply-adds in a matrix product, several threads cost more than they save; on a busy machine
-# they wait for each other, and 148 clips took 9.2 s instead of 0.9.
+# they wait for each other, and 148 clips took 9.2 s instead of 0.9 (2026-11-28, script not kept).
 _FEW_MULTIPLY_ADDS = 1e7
 # A gain counts from this many standard errors on: clips of a group are alike, so one is too few.
 _STANDARD_ERRORS = 2
