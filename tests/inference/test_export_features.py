@@ -93,7 +93,6 @@ def test_a_model_of_half_precision_and_fewer_frames_gives_float32(
     assert expected.dtype == "bfloat16"
     with np.load(path, allow_pickle=False) as archive:
         assert archive["features"].dtype == np.float32
-        np.testing.assert_allclose(archive["features"], keras.ops.cast(expected, "float32"), atol=0.1)
         single = feature_extractor(in_float32(model))(inputs)
         np.testing.assert_allclose(archive["features"], single, atol=1e-4)
 

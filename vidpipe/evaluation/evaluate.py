@@ -28,12 +28,12 @@ from vidpipe.evaluation.metrics import (
 )
 from vidpipe.evaluation.report import EvaluationReport, evaluation_page
 from vidpipe.model import heads
-from vidpipe.model.feature_cache import cached_features
+from vidpipe.model.feature_cache import cache_dirs, cached_features
 from vidpipe.model.feature_dataset import eval_feature_dataset
 from vidpipe.model.fused import feature_encoder
 from vidpipe.model.model_file import ModelMetadata, for_this_machine, load_model
 from vidpipe.progress import Progress
-from vidpipe.storage import files, remote
+from vidpipe.storage import files
 from vidpipe.training.run_folder import EvaluationFolder, RunFolder, RunFolderError
 
 _log = logging.getLogger(__name__)
@@ -217,12 +217,11 @@ def _caches_features(
 
 
 def _cached_batches(model: keras.Model, dataset: Dataset, config: EvaluationConfig) -> Iterable[_Batch]:
-    own = [] if remote.is_remote(dataset.read_dir) else [dataset.read_dir]
     table = cached_features(
         feature_encoder(model),
         dataset,
         split=config.split,
-        cache_dirs=[*own, config.run_dir],
+        cache_dirs=cache_dirs(dataset, config.run_dir),
         cache_gb=config.cache_gb,
     )
     return eval_feature_dataset(table, batch_size=_HEAD_BATCH, num_frames=dataset.clip.num_frames)

@@ -34,6 +34,7 @@ from vidpipe.data.input_pipeline import eval_dataset
 from vidpipe.errors import VidpipeError
 from vidpipe.model.frame_encoder import FrameEncoder
 from vidpipe.progress import Progress
+from vidpipe.storage import remote
 from vidpipe.storage.files import write_text
 
 _log = logging.getLogger(__name__)
@@ -116,6 +117,12 @@ def cached_features(
         split, len(table.label), shape, table.features.dtype, _num_bytes(layout) / 1e6, folder,
     )  # fmt: skip
     return table
+
+
+def cache_dirs(dataset: Dataset, run_dir: str) -> list[str]:
+    """Returns the folders for features of a run: beside the shards unless they are remote, and in its own."""
+    beside_shards = [] if remote.is_remote(dataset.read_dir) else [dataset.read_dir]
+    return [*beside_shards, run_dir]
 
 
 def _first_writable(

@@ -20,7 +20,7 @@ from vidpipe.errors import first_line
 from vidpipe.model import feature_cache
 from vidpipe.model.fused import FusedModel
 from vidpipe.model.model_file import ModelMetadata, save_model
-from vidpipe.storage import files, remote
+from vidpipe.storage import files
 from vidpipe.training import distribution
 from vidpipe.training.batch_size import StepMemory, resolve_batch_size
 from vidpipe.training.batches import (
@@ -295,13 +295,12 @@ def _make_batches(
             clips_per_call=trainee.clips_per_call,
         )
         return batches, head_fit(batches, None)
-    own = [] if remote.is_remote(dataset.read_dir) else [dataset.read_dir]
     tables = {
         split: feature_cache.cached_features(
             fused.frozen,
             dataset,
             split=split,
-            cache_dirs=[*own, config.run_dir],
+            cache_dirs=feature_cache.cache_dirs(dataset, config.run_dir),
             cache_gb=config.cache_gb,
         )
         for split in dataset.train_splits
