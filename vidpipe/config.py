@@ -244,7 +244,8 @@ class ManifestConfig:
     )
     train_manifest: str | None = setting(
         None,
-        help="CSV file with the columns video_name, tag and optional group, split.",
+        help="CSV file with the columns video_name, tag and optional group, split; for moments of long videos "
+        "also start, end (seconds or h:mm:ss.mmm) or start_frame, end_frame.",
         group="List of videos",
     )
     test_manifest: str | None = setting(
@@ -273,10 +274,23 @@ class ManifestConfig:
         at_least=0,
         below=1,
     )
-    seed: int = _seed("Seed of the validation split.")
+    background: str | None = setting(
+        None,
+        help="Add clips of a class of this name from the time of listed videos in which no moment is listed.",
+        group="Moments",
+    )
+    background_ratio: float = setting(
+        1, help="Background clips per moment, in each video.", group="Moments", above=0
+    )
+    background_margin_sec: float = setting(
+        1, help="Background keeps this distance from moments, in seconds.", group="Moments", at_least=0
+    )
+    seed: int = _seed("Seed of the validation split and of the places of background clips.")
 
     def __post_init__(self) -> None:
         check(self)
+        if self.background is not None and self.train_manifest is None:
+            raise ConfigError("background needs a train_manifest with moments (columns start and end).")
         if self.ucf101_lists is not None and (self.train_manifest or self.test_manifest):
             raise ConfigError("Give either ucf101_lists or CSV manifests, not both.")
         if self.test_manifest is not None and self.train_manifest is None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from filelock import FileLock
 
 from synthetic import (
@@ -30,9 +31,13 @@ from synthetic import (
     greedy_read,
     read_of_a_file_that_grows,
     slow_read,
+    write_brightness_video,
 )
-from vidpipe.config import ClipConfig, ConversionConfig
+from vidpipe.config import ClipConfig, ConversionConfig, ManifestConfig
 from vidpipe.data import conversion_state, convert, shards
+from vidpipe.data.dataset import open_dataset
+from vidpipe.data.moment import split_id
+from vidpipe.data.records import parse_clip
 from vidpipe.data.skip_reason import SkipReason
 from vidpipe.data.verify import verify
 from vidpipe.data.video import EncodedClip, VideoReadError, read_encoded_clip, write_video
@@ -651,3 +656,48 @@ def test_converting_again_updates_a_dataset_of_an_earlier_version(earlier_versio
     assert before.items() <= committed_bytes(folder).items()
     assert _outcomes(folder)["short/video_00.avi"] == ("skipped", "cannot_open", "does not open as a video")
     assert list(verify(str(folder))) == []
+
+
+@pytest.mark.usefixtures("in_process")
+def test_moments_become_clips_in_order_of_time(tmp_path: Path) -> None:
+    """Their frames, times and outcomes are those of the list, and a second conversion keeps everything."""
+    for name in ("a.mp4", "b.mp4"):
+        write_brightness_video(tmp_path / "videos" / name, 20)
+    rows = ["a.mp4,late,0.6,0.8", "a.mp4,early,0,0.2", "b.mp4,early,0.04,0.2", "b.mp4,late,0.4,0.48",
+            "b.mp4,late,7,8"]  # fmt: skip
+    (tmp_path / "labels.csv").write_text("\n".join(["video_name,tag,start,end", *rows]))
+    config = ConversionConfig(
+        output_dir=str(tmp_path / "out"),
+        manifest=ManifestConfig(
+            video_dir=str(tmp_path / "videos"),
+            train_manifest=str(tmp_path / "labels.csv"),
+            val_fraction=0,
+            background="none",
+            background_margin_sec=0.04,
+        ),
+        clip=ClipConfig(num_frames=5, image_size=32),
+        encoding="png",
+        max_skipped=0.2,
+    )
+    report = convert.convert(config)
+    assert [(each.video_id, each.reason) for each in report.skipped] == [("b.mp4#t=7,8", SkipReason.OUTSIDE)]
+    with open_dataset(str(tmp_path / "out")) as dataset:
+        found = {}
+        for example in tf.data.TFRecordDataset(dataset.shard_paths("train")):
+            clip = {key: value.numpy() for key, value in parse_clip(example).items()}
+            found[clip["video_id"].decode()] = (clip["label_name"].decode(), clip["frame_indices"].tolist())
+        assert dataset.classes == ("early", "late", "none")
+    for name in ("a.mp4", "b.mp4"):
+        moments = [split_id(video_id)[1] for video_id in found if video_id.startswith(name)]
+        assert moments == sorted(moments, key=lambda moment: 0 if moment is None else moment.start)
+    assert found["a.mp4#t=0.6,0.8"] == ("late", [15, 16, 17, 18, 19])
+    assert found["b.mp4#t=0.4,0.48"] == ("late", [10, 11])
+    rows_of = {row["video_id"]: row for row in shards.read_videos(tmp_path / "out")}
+    assert (rows_of["b.mp4#t=0.04,0.2"]["start_sec"], rows_of["b.mp4#t=0.04,0.2"]["end_sec"]) == (
+        "0.04",
+        "0.2",
+    )
+    background = [name for name, (label, _) in found.items() if label == "none"]
+    assert sorted(name.split("#")[0] for name in background) == ["a.mp4", "b.mp4", "b.mp4"]
+    assert not list(verify(str(tmp_path / "out")))
+    assert convert.convert(config).shards_made == 0

@@ -41,13 +41,16 @@ def plan_conversion(rows: Sequence[VideoRow], config: ConversionConfig) -> dict[
 def plan_shards(rows: Iterable[VideoRow], *, split: str, num_shards: int) -> list[ShardPlan]:
     """Distributes the videos of a split over its shards.
 
-    The videos are sorted by a hash of their video_id, which mixes the classes in every shard and does not
-    depend on the order of the manifest, and then divided into `num_shards` parts of equal size (+-1).
+    The videos are sorted by a hash of their name, which mixes the classes in every shard and does not
+    depend on the order of the manifest, and then divided into `num_shards` parts of equal size (+-1). The
+    moments of a video stay together, in order of time, so that it is opened once.
     """
-    ordered = sorted(
-        (row for row in rows if row.split == split),
-        key=lambda row: hashlib.sha256(row.video_id.encode()).digest(),
-    )
+
+    def position(row: VideoRow) -> tuple[bytes, float, float]:
+        digest = hashlib.sha256(row.video.encode()).digest()
+        return (digest, 0, 0) if row.moment is None else (digest, row.moment.start, row.moment.end)
+
+    ordered = sorted((row for row in rows if row.split == split), key=position)
     bounds = [index * len(ordered) // max(1, num_shards) for index in range(num_shards + 1)]
     return [
         ShardPlan(shard_name(split, index, num_shards), tuple(ordered[start:stop]))
@@ -72,7 +75,7 @@ def dataset_settings(
         "val_fraction": config.manifest.val_fraction,
         "seed": config.manifest.seed,
         "manifest_sha256": fingerprint(sorted(listed))[:16],
-    }
+    } | ({} if config.manifest.background is None else {"background": config.manifest.background})
 
 
 def _num_shards(config: ConversionConfig, num_videos: int) -> int:

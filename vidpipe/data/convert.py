@@ -24,7 +24,7 @@ import tensorflow as tf
 from filelock import FileLock, Timeout
 
 from vidpipe.config import SPLITS, ConversionConfig, differences
-from vidpipe.data import conversion_state, shards, video
+from vidpipe.data import conversion_state, moment_reader, shards
 from vidpipe.data.conversion_plan import ShardPlan, dataset_settings, plan_conversion
 from vidpipe.data.conversion_state import SourceState
 from vidpipe.data.manifest import class_names, read_manifest
@@ -98,7 +98,7 @@ _Result = Result[_Request, ClipRecord]
 def convert(
     config: ConversionConfig,
     *,
-    read: ReadEncodedClip = video.read_encoded_clip,
+    read: ReadEncodedClip = moment_reader.read_encoded_clip,
     make_shards: MakeShards | None = None,
 ) -> ConversionReport:
     """Converts the listed videos into a dataset in `config.output_dir`; resumes an interrupted conversion.
@@ -115,7 +115,7 @@ def convert(
     """
     with _recorded_warnings() as warnings:
         left_out = [] if remote.is_remote(config.output_dir) else [config.output_dir]
-        rows = read_manifest(config.manifest, left_out=left_out)
+        rows = read_manifest(config.manifest, left_out=left_out, measure=functools.partial(_measure, config))
     _check_missing(rows, config)
     classes = class_names(rows)
     settings = dataset_settings(config, rows, classes)
@@ -144,11 +144,33 @@ def convert(
         ) from error
 
 
+def _measure(config: ConversionConfig, paths: Sequence[str]) -> dict[str, moment_reader.VideoLength]:
+    """Measures videos in parallel, without those that cannot be read: these will be skipped."""
+    with _new_pool(config) as pool, Progress("Measuring", len(paths), "videos") as progress:
+        lengths = {}
+        video_dir = config.manifest.video_dir
+        for result in pool.read_in_order(
+            moment_reader.read_length, paths, lambda path: (f"{video_dir}/{path}",)
+        ):
+            if result.value is not None:
+                lengths[result.request] = result.value
+            progress.advance()
+        return lengths
+
+
+def _new_pool(config: ConversionConfig) -> ReaderPool:
+    return ReaderPool(
+        num_workers=config.num_workers or os.cpu_count() or 1,
+        timeout_sec=config.timeout_sec,
+        memory_mb=config.worker_memory_mb,
+    )
+
+
 def make_shards_here(
     plans: Sequence[ShardPlan],
     config: ConversionConfig,
     classes: Sequence[str],
-    read: ReadEncodedClip = video.read_encoded_clip,
+    read: ReadEncodedClip = moment_reader.read_encoded_clip,
 ) -> None:
     """Writes these shards, and the state of each, with a pool of decoding processes on this machine.
 
@@ -159,14 +181,9 @@ def make_shards_here(
       read: as in `convert`.
     """
     total = sum(len(plan.rows) for plan in plans)
-    pool = ReaderPool(
-        num_workers=config.num_workers or os.cpu_count() or 1,
-        timeout_sec=config.timeout_sec,
-        memory_mb=config.worker_memory_mb,
-    )
     with (
         _records_dir() as records_dir,
-        pool,
+        _new_pool(config) as pool,
         Progress("Converting", total, "videos") as progress,
     ):
         results = _counted(_read_in_order(pool, plans, config, classes, read, records_dir), progress)
@@ -247,7 +264,7 @@ def _read_in_order(
     def arguments(request: _Request) -> tuple[Any, ...]:
         row = request.row
         how = (read, f"{video_dir}/{row.path}", config.clip, config.encoding, config.jpeg_quality)
-        return *how, labels[row.label_name], row.label_name, row.video_id, next(paths)
+        return *how, labels[row.label_name], row.label_name, row.video_id, row.moment, next(paths)
 
     results = pool.read_in_order(read_record, requests(), arguments)
     for row in rows:
@@ -272,7 +289,8 @@ def _write_shard(plan: ShardPlan, results: Iterable[_Result], config: Conversion
             videos.append(_video_row(result, plan.name, position))
             row, record = result.request.row, result.value
             if result.failure is not None:
-                _log.warning("Skipped %s: %s", row.video_id, result.failure.message)
+                where = f" ({row.listed_at})" if row.moment is not None and row.listed_at else ""
+                _log.warning("Skipped %s%s: %s", row.video_id, where, result.failure.message)
             if record is not None:
                 yield record.read()
                 position += 1

@@ -16,6 +16,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from vidpipe.config import ConversionConfig
 from vidpipe.data import conversion_state, convert
 from vidpipe.data.conversion_plan import ShardPlan
+from vidpipe.data.moment import to_moment
 from vidpipe.data.video_row import VideoRow
 from vidpipe.storage import files, remote
 
@@ -88,5 +89,5 @@ def _make_shard(
     with tf.io.gfile.GFile(address, "rb") as file:
         file.seek(offset)
         plan = json.loads(file.read(length))
-    rows = tuple(VideoRow(**row) for row in plan["rows"])
+    rows = tuple(VideoRow(**row | {"moment": to_moment(row["moment"])}) for row in plan["rows"])
     convert.make_shards_here([ShardPlan(plan["name"], rows)], config, classes, read)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import tensorflow as tf
 
 from vidpipe.config import ClipConfig
@@ -62,6 +63,14 @@ class Dataset:
     def video_ids(self, split: str) -> list[str]:
         """Lists the video_ids of a split's clips, in the order of its records."""
         return [row["video_id"] for row in self.clip_rows(split)]
+
+    def clip_sec(self, split: str) -> tuple[float, float, float] | None:
+        """Returns durations of a split's clips in seconds: the quantiles 0.1, 0.5 and 0.9; None if unknown."""
+        known = [seconds for row in self.clip_rows(split) if (seconds := shards.duration_of(row)) > 0]
+        if not known:
+            return None
+        shortest, median, longest = np.quantile(known, [0.1, 0.5, 0.9]).round(3).tolist()
+        return shortest, median, longest
 
     def shard_paths(self, split: str) -> list[str]:
         """Lists the paths of a split's shards after checking that each exists and has its size.

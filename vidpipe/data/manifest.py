@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from vidpipe.config import SPLITS, ManifestConfig
+from vidpipe.data.background import Measure, add_background
 from vidpipe.data.class_folders import read_class_folders
 from vidpipe.data.manifest_csv import read_csv, read_text
 from vidpipe.data.validation_split import assign_validation
@@ -24,19 +25,23 @@ _log = logging.getLogger(__name__)
 _UNWRITABLE = ("Cc", "Zl", "Zp")
 
 
-def read_manifest(config: ManifestConfig, *, left_out: Sequence[str] = ()) -> list[VideoRow]:
-    """Reads the list of videos, selects classes and assigns the validation split.
+def read_manifest(
+    config: ManifestConfig, *, left_out: Sequence[str] = (), measure: Measure | None = None
+) -> list[VideoRow]:
+    """Reads the list of videos, selects classes, adds background and assigns the validation split.
 
     Args:
       config: which videos.
       left_out: folders below `video_dir` that are not searched, such as the output folder.
+      measure: gives the lengths of videos; needed for background clips.
 
     Returns:
       Rows in the order of the manifest, including videos that are not under `video_dir`, with an empty path.
 
     Raises:
       ManifestError: a folder or file is missing, a row is malformed, a video is listed twice or is in two
-        classes or splits, a group is in both train and val, or fewer than two classes have training videos.
+        classes or splits, moments contradict each other, a group is in both train and val, or fewer than two
+        classes have training videos.
       FolderError: a folder cannot be listed.
     """
     video_dir = Path(config.video_dir)
@@ -52,11 +57,23 @@ def read_manifest(config: ManifestConfig, *, left_out: Sequence[str] = ()) -> li
     else:
         rows = read_class_folders(video_dir, tree)
     _check_listed_once(rows)
+    _check_moments(rows)
+    listed = rows
     rows = _choose_classes(rows, config)
     _check_names(rows)
     if config.ucf101_lists is not None or config.train_manifest is not None:
         rows = list(_locate(rows, tree, is_flat=config.ucf101_lists is not None))
-    rows = _with_common_groups(rows, tree.files)
+    rows = _with_common_groups(_with_listed_splits(rows), tree.files)
+    if config.background is not None and measure is not None:
+        rows = add_background(
+            rows,
+            listed,
+            measure,
+            name=config.background,
+            ratio=config.background_ratio,
+            margin_sec=config.background_margin_sec,
+            seed=config.seed,
+        )
     _check_classes(rows, video_dir)
     if not any(row.split == "val" for row in rows):
         rows = assign_validation(rows, val_fraction=config.val_fraction, seed=config.seed)
@@ -101,6 +118,39 @@ def _check_listed_once(rows: Sequence[VideoRow]) -> None:
                 f"twice in {row.split}" if first.split == row.split else f"in {first.split} and {row.split}"
             )
             raise ManifestError(f"{row.video_id} is listed {twice}; list each video once.")
+
+
+def _check_moments(rows: Sequence[VideoRow]) -> None:
+    """Raises if the rows of one video contradict each other."""
+    of_video: dict[str, list[VideoRow]] = defaultdict(list)
+    for row in rows:
+        of_video[row.video].append(row)
+    for name, listed in of_video.items():
+        if all(row.moment is None for row in listed):
+            continue
+        moments = [(row.moment, row) for row in listed if row.moment is not None]
+        if len(moments) < len(listed):
+            (whole, *_) = (row for row in listed if row.moment is None)
+            raise ManifestError(
+                f"{whole.listed_at}: {name} is listed as a whole, and with moments at "
+                f"{moments[0][1].listed_at}. Give all of its rows times, or none."
+            )
+        if len({moment.in_frames for moment, _ in moments}) > 1:
+            (other, *_) = (row for moment, row in moments if moment.in_frames != moments[0][0].in_frames)
+            raise ManifestError(
+                f"{other.listed_at}: the times of {name} are in seconds in some rows and in frames in "
+                "others. Use one of them for a video."
+            )
+        moments.sort(key=lambda each: each[0].start)
+        latest = moments[0]  # of those that have begun, the one that ends last
+        for moment, row in moments[1:]:
+            if moment.overlaps(latest[0]) and row.label_name != latest[1].label_name:
+                raise ManifestError(
+                    f"{row.listed_at}: {row.label_name}, {moment.span}, overlaps {latest[1].label_name}, "
+                    f"{latest[0].span}, of {latest[1].listed_at} in {name}. A moment has one class: correct "
+                    "the times, or leave one out."
+                )
+            latest = max(latest, (moment, row), key=lambda each: each[0].end)
 
 
 def _check_names(rows: Sequence[VideoRow]) -> None:
@@ -165,24 +215,42 @@ def _locate(rows: Iterable[VideoRow], tree: VideoTree, *, is_flat: bool) -> Iter
             )
         return found[0] if found else None
 
-    renamed: list[tuple[str, str]] = []
+    renamed: dict[str, str] = {}
     video_of: dict[str, str] = {}
     for row in rows:
-        base = PurePosixPath(row.video_id).name
-        found = find(row.video_id) or (find(base) if is_flat else None)
-        if found is not None and video_of.setdefault(found, row.video_id) != row.video_id:
-            raise ManifestError(
-                f"{video_of[found]} and {row.video_id} are the same file {found}; list it once."
-            )
-        if found is not None and found not in (row.video_id, base):
-            renamed.append((row.video_id, found))
+        base = PurePosixPath(row.video).name
+        found = find(row.video) or (find(base) if is_flat else None)
+        if found is not None and video_of.setdefault(found, row.video) != row.video:
+            raise ManifestError(f"{video_of[found]} and {row.video} are the same file {found}; list it once.")
+        if found is not None and found not in (row.video, base):
+            renamed[row.video] = found
         yield dataclasses.replace(row, path=found or "")
     if renamed:
-        listed, path = renamed[0]
+        listed, path = next(iter(renamed.items()))
         _log.warning(
             "%d videos were found under a name in another case or Unicode normalization, such as %s -> %s.",
             len(renamed), listed, path,
         )  # fmt: skip
+
+
+def _with_listed_splits(rows: Sequence[VideoRow]) -> list[VideoRow]:
+    """Divides the group of a video whose moments the list itself has in train and in val; logs a warning."""
+    splits: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row.moment is not None and row.group == row.video:
+            splits[row.video].add(row.split)
+    divided = sorted(name for name, found in splits.items() if {"train", "val"} <= found)
+    if divided:
+        _log.warning(
+            "Moments of %d videos are in train and in val, as listed, such as %s: the validation accuracy "
+            "will be too high.", len(divided), divided[0],
+        )  # fmt: skip
+    return [
+        dataclasses.replace(row, group=f"{row.group} ({row.split})")
+        if row.group in divided and row.split in ("train", "val")
+        else row
+        for row in rows
+    ]
 
 
 def _with_common_groups(rows: Sequence[VideoRow], files: dict[str, FileId | None]) -> list[VideoRow]:
@@ -196,15 +264,17 @@ def _with_common_groups(rows: Sequence[VideoRow], files: dict[str, FileId | None
     for row in rows:
         file_id = files.get(row.path)
         other = row if file_id is None else first.setdefault(file_id, row)
-        if (other.label_name, other.split) != (row.label_name, row.split):
+        is_whole = row.moment is None and other.moment is None
+        if is_whole and (other.label_name, other.split) != (row.label_name, row.split):
             raise ManifestError(
                 f"{other.path} ({other.label_name}, {other.split}) and {row.path} ({row.label_name}, "
                 f"{row.split}) are the same file. A video has one class and one split: remove the link or "
                 "the row."
             )
-        if other is not row:
+        if is_whole and other is not row:
             repeated.append((other.path, row.path))
-        result.append(dataclasses.replace(row, group=other.group))
+        group = row.group if row.video == other.video else other.group
+        result.append(dataclasses.replace(row, group=group))
     if repeated:
         _log.warning(
             "%d videos are links to others of their class, such as %s and %s, and count twice.",

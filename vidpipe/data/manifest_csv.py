@@ -9,20 +9,27 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from vidpipe.config import SPLITS
+from vidpipe.data.moment import Moment, MomentError, parse_frame, parse_seconds
 from vidpipe.data.video_row import ManifestError, VideoRow, group_of, split_of
 from vidpipe.data.video_tree import is_video_name
 
 _REQUIRED = ("video_name", "tag")
-_COLUMNS = (*_REQUIRED, "group", "split")
+_SECONDS, _FRAMES = ("start", "end"), ("start_frame", "end_frame")
+_COLUMNS = (*_REQUIRED, "group", "split", *_SECONDS, *_FRAMES)
 # Other names of the column split; a table that has one of them must not be read as if it had no splits.
 _LIKE_SPLIT = frozenset(("subset", "set", "partition", "phase", "splits", "usage"))
+# Likewise other names of the columns start and end.
+_LIKE_TIMES = re.compile(r"(?<![a-z])(start|begin|end|stop|onset|offset)(?![a-z])")
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _SAVE_AS = "Save it as text in UTF-8; a spreadsheet as CSV in UTF-8"
 _log = logging.getLogger(__name__)
 
 
 def read_csv(path: Path, split: str) -> list[VideoRow]:
-    """Reads a CSV file with the columns video_name, tag and optional group, split.
+    """Reads a CSV file with the columns video_name, tag and optional group, split, and times of moments.
+
+    A row with `start` and `end`, or `start_frame` and `end_frame`, is a moment of the video. Without a group
+    of its own it is in the group of its video.
 
     Args:
       path: the file, in UTF-8.
@@ -130,6 +137,11 @@ def _check_other_columns(path: Path, names: Sequence[str], rows: Sequence[Sequen
                 f"{path} has no column split, but a column {name or 'without a name'} with "
                 f"{sorted(values)[0]}. Name it split if it holds the splits, otherwise remove it."
             )
+        if values and _LIKE_TIMES.search(name) and not {*_SECONDS, *_FRAMES} & set(names):
+            raise ManifestError(
+                f"{path} has no columns start and end, but a column {name}. Name the times of moments start "
+                "and end (seconds or h:mm:ss.mmm) or start_frame and end_frame; otherwise remove the column."
+            )
         others.append(name or f"number {index + 1} (without a name)")
     if others:
         _log.warning(
@@ -151,5 +163,33 @@ def _row(where: str, values: dict[str, str], default_split: str) -> VideoRow:
     split = split_of(values["split"]) if values.get("split") else default_split
     if split is None:
         raise ManifestError(f"{where}: split must be {', '.join(SPLITS)}; found {values['split']!r}.")
-    video_id = str(path)
-    return VideoRow(video_id, video_id, tag, split, values.get("group") or group_of(video_id, tag))
+    video_name = str(path)
+    try:
+        moment = _moment(values)
+    except MomentError as error:
+        raise ManifestError(f"{where}: {error}.") from None
+    # A video with moments of several classes is one group, even if its name has the group of one class.
+    default_group = group_of(video_name, tag) if moment is None else video_name
+    group = values.get("group") or default_group
+    video_id = video_name if moment is None else f"{video_name}{moment}"
+    return VideoRow(video_id, video_name, tag, split, group, moment, where)
+
+
+def _moment(values: dict[str, str]) -> Moment | None:
+    """Reads the times of a row; None if it has none.
+
+    Raises:
+      MomentError: they make no sense.
+    """
+    given = [name for name in (*_SECONDS, *_FRAMES) if values.get(name)]
+    if not given:
+        return None
+    if tuple(given) == _SECONDS:
+        return Moment(parse_seconds(values["start"]), parse_seconds(values["end"]))
+    if tuple(given) == _FRAMES:
+        return Moment(parse_frame(values["start_frame"]), parse_frame(values["end_frame"]), in_frames=True)
+    raise MomentError(
+        f"a moment needs start and end, or start_frame and end_frame; found only {' and '.join(given)}"
+        if len(given) == 1
+        else f"a moment needs either start and end, or start_frame and end_frame; found {', '.join(given)}"
+    )

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from vidpipe.config import ClipConfig
+from vidpipe.data.moment import Moment
 from vidpipe.data.video import EncodedClip, VideoInfo
 
 SCHEMA_VERSION = 1
@@ -24,8 +25,11 @@ HEIGHT, WIDTH = "image/height", "image/width"
 FORMAT = "image/format"
 FRAME_INDICES = "vidpipe/frame_index"
 SCHEMA = "vidpipe/schema_version"
+# Of moments only: when they begin and end in their video, microseconds.
+START, END = "clip/start/timestamp", "clip/end/timestamp"
 
-ReadEncodedClip = Callable[[str, ClipConfig, str, int], EncodedClip]
+# Takes the path, how to sample, encoding and quality; and the moment, where only that is read.
+ReadEncodedClip = Callable[..., EncodedClip]
 
 
 class TemporaryFileError(Exception):
@@ -63,6 +67,7 @@ def read_record(
     label: int,
     label_name: str,
     video_id: str,
+    moment: Moment | None,
     temporary_path: str,
 ) -> ClipRecord:
     """Reads a video and serializes its clip; a decoding process calls this.
@@ -71,7 +76,7 @@ def read_record(
     twentieth of the time of a pipe between the processes, and a sixth of that of a new file.
 
     Args:
-      read: reads and encodes the clip, such as `video.read_encoded_clip`.
+      read: reads and encodes the clip, such as `moment_reader.read_encoded_clip`.
       path: the video.
       clip: which frames, and their size.
       encoding: one of `config.ENCODINGS`.
@@ -79,13 +84,14 @@ def read_record(
       label: index in the class list of the dataset.
       label_name: name of the class.
       video_id: name of the video in the manifest.
+      moment: the part of the video that is read; None for all of it.
       temporary_path: the file; its old content is overwritten, but not cut off.
 
     Raises:
       TemporaryFileError: it cannot be written.
       VideoReadError, OSError, MemoryError: as `read` raises them.
     """
-    encoded = read(path, clip, encoding, jpeg_quality)
+    encoded = read(path, clip, encoding, jpeg_quality, *([] if moment is None else [moment]))
     example = serialize_clip(
         encoded.encoded_frames,
         frame_indices=encoded.frame_indices,
@@ -95,6 +101,7 @@ def read_record(
         encoding=encoding,
         height=encoded.height,
         width=encoded.width,
+        span=encoded.info.span,
     )
     try:
         # Not truncated: its pages would be given back, and taken again.
@@ -116,6 +123,7 @@ def serialize_clip(
     encoding: str,
     height: int,
     width: int,
+    span: tuple[float, float] | None = None,
 ) -> bytes:
     """Serializes one clip.
 
@@ -128,12 +136,15 @@ def serialize_clip(
       encoding: one of `config.ENCODINGS`.
       height: height of each frame in pixels.
       width: width of each frame in pixels.
+      span: start and end of a moment in its video, seconds.
 
     Returns:
       A serialized tf.train.SequenceExample; the same input gives the same bytes.
     """
     texts = {LABEL_NAME: label_name, FILE_NAME: video_id, FORMAT: encoding}
     numbers = {LABEL: label, HEIGHT: height, WIDTH: width, SCHEMA: SCHEMA_VERSION}
+    if span is not None:
+        numbers |= {START: round(span[0] * 1e6), END: round(span[1] * 1e6)}
     context = {key: _bytes_feature(text.encode()) for key, text in texts.items()}
     context |= {key: _int64_feature(number) for key, number in numbers.items()}
     indices = b"".join(_field(1, _int64_feature(index)) for index in frame_indices.tolist())

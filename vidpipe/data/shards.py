@@ -30,6 +30,7 @@ VIDEOS_NAME = "videos.csv"
 VIDEO_COLUMNS = (
     "video_id", "split", "label", "group", "status", "reason", "message", "shard", "position",
     "frames_shown", "frames_damaged", "frames_kept", "fps", "height", "width", "unconverted",
+    "start_sec", "end_sec",
 )  # fmt: skip
 
 
@@ -264,6 +265,16 @@ def read_videos(data_dir: Address, *, sha256: str | None = None) -> list[dict[st
         if None in row or None in row.values() or not _has_numbers(row):
             raise ShardError(f"{path} is corrupt in its row {number}. {_WRITE_AGAIN}")
     return rows
+
+
+def duration_of(row: Mapping[str, str]) -> float:
+    """Returns the duration of a clip in its video, seconds, from its row of videos.csv; 0 if it is unknown."""
+    try:
+        if row.get("end_sec"):
+            return float(row["end_sec"]) - float(row["start_sec"])
+        return float(row["frames_shown"]) / float(row["fps"])
+    except (KeyError, ValueError, ZeroDivisionError):  # tables of earlier versions have other columns
+        return 0.0
 
 
 def clip_rows(data_dir: Address, split: str, *, sha256: str | None = None) -> list[dict[str, str]]:

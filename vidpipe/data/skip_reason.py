@@ -16,6 +16,7 @@ class SkipReason(enum.Enum):
     NO_FRAMES = "no_frames"
     TRUNCATED = "truncated"
     DAMAGED = "damaged"
+    OUTSIDE = "outside"
     CHANGED = "changed"
     TOO_LARGE = "too_large"
     OUT_OF_MEMORY = "out_of_memory"

@@ -6,7 +6,7 @@ import resource
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 # OpenCV reads these variables when it is first imported; our callers name the file and the reason instead.
@@ -20,7 +20,14 @@ from vidpipe.data.packets import Damage
 from vidpipe.data.pixels import PixelConverter, PixelError, unconverted, write_resized
 from vidpipe.data.sampling import depends_on_length, sample_indices, window_ranges
 from vidpipe.data.skip_reason import OUT_OF_MEMORY, SkipReason, VideoReadError
-from vidpipe.data.video_file import MAX_FRAME_PIXELS, ContradictionError, DecodedFrame, VideoFile, open_video
+from vidpipe.data.video_file import (
+    MAX_FRAME_PIXELS,
+    ContradictionError,
+    DecodedFrame,
+    VideoFile,
+    ffmpeg_errors,
+    open_video,
+)
 from vidpipe.errors import VidpipeError
 
 # A video is unusable if more than this fraction of its frames, or of the wanted ones, is missing or damaged.
@@ -39,14 +46,15 @@ class VideoWriteError(VidpipeError):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Facts about a video that are known after it was read.
+    """Facts about a video, or a moment of it, that are known after it was read.
 
     Attributes:
-      frames_shown: number of frames that the video shows.
+      frames_shown: number of frames that it shows.
       frames_damaged: number of frames that are missing or damaged, of those that were looked at.
       fps: frames per second on average; 0 if unknown.
       height, width: size in pixels as it is shown: with square pixels, and rotated as the file asks for.
       unconverted: what was left as it is, see `pixels.unconverted`.
+      start_sec, end_sec: of a moment, seconds from the first frame of the video; None for a whole video.
     """
 
     frames_shown: int
@@ -55,6 +63,13 @@ class VideoInfo:
     height: int
     width: int
     unconverted: str
+    start_sec: float | None = None
+    end_sec: float | None = None
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """Start and end of a moment."""
+        return None if self.start_sec is None or self.end_sec is None else (self.start_sec, self.end_sec)
 
 
 @dataclass(frozen=True)
@@ -179,7 +194,7 @@ def read_windows(path: str, clip: ClipConfig, window_sec: float, hop_sec: float)
                 pass
         damage = Damage(file.packets, file.loss)
         packet_numbers = np.array([frame.packet for frame in file.decode_in_order(damage)], np.int64)
-        _check_frames(file, len(packet_numbers))
+        check_frames(file, len(packet_numbers))
         windows = _Windows(file, packet_numbers, clip, window_sec, hop_sec)
         frames = file.decode_in_order(Damage(file.packets, file.loss))
         yield from (window for window in windows.sample(frames) if window.start_sec > start_sec)
@@ -189,9 +204,12 @@ def read_windows(path: str, clip: ClipConfig, window_sec: float, hop_sec: float)
 
 def read_encoded_clip(path: str, clip: ClipConfig, encoding: str, jpeg_quality: int) -> EncodedClip:
     """Reads a clip as `read_clip` does and encodes its frames; a decoding process calls this."""
-    buffer = _read_frames(path, clip, encode=lambda frame: _encode_bgr(frame, encoding, jpeg_quality))
-    height, width = buffer.frames.shape[1:3]
-    return EncodedClip(buffer.encoded, height, width, np.array(buffer.indices, np.int64), buffer.info)
+    return _read_frames(path, clip, encode=encoder(encoding, jpeg_quality)).encoded_clip()
+
+
+def encoder(encoding: str, jpeg_quality: int) -> _Encode:
+    """Returns what encodes a frame, uint8 [H, W, 3], BGR."""
+    return lambda frame: _encode_bgr(frame, encoding, jpeg_quality)
 
 
 def encode_frame(
@@ -247,7 +265,7 @@ def limit_memory(megabytes: int) -> None:
 
 def _read_frames(
     path: str, clip: ClipConfig, *, encode: _Encode | None = None, max_pixels: int = MAX_FRAME_PIXELS
-) -> "_FrameBuffer":
+) -> "FrameBuffer":
     """Reads a clip as `read_clip` does."""
     with open_video(path, max_pixels=max_pixels) as file, _pixel_errors(path):
         _check_loss(file)
@@ -259,23 +277,23 @@ def _read_frames(
         return _read_in_order(file, clip, encode)
 
 
-def _read_exact(file: VideoFile, clip: ClipConfig, encode: _Encode | None) -> "_FrameBuffer":
-    wanted = _wanted_indices(clip, file.num_frames)
-    buffer = _FrameBuffer(file, wanted, clip, encode)
+def _read_exact(file: VideoFile, clip: ClipConfig, encode: _Encode | None) -> "FrameBuffer":
+    wanted = wanted_indices(clip, file.num_frames)
+    buffer = FrameBuffer(file, wanted, clip, encode)
     for frame in file.decode(wanted):
         buffer.add(frame)
-    buffer.finish(file.num_frames, Damage(file.packets, file.loss))
+    buffer.finish(file.num_frames, file.loss.num_missing)
     return buffer
 
 
-def _read_in_order(file: VideoFile, clip: ClipConfig, encode: _Encode | None) -> "_FrameBuffer":
+def _read_in_order(file: VideoFile, clip: ClipConfig, encode: _Encode | None) -> "FrameBuffer":
     needs_length = depends_on_length(clip.sampling, clip.frame_stride)
     # For a rule that does not depend on the length, assume one that is long enough.
     length = file.num_frames if needs_length else clip.num_frames * (clip.frame_stride or 1)
     while True:
         damage = Damage(file.packets, file.loss)
-        wanted = _wanted_indices(clip, max(1, length))
-        buffer = _FrameBuffer(file, wanted, clip, encode)
+        wanted = wanted_indices(clip, max(1, length))
+        buffer = FrameBuffer(file, wanted, clip, encode)
         num_frames, stopped = 0, False
         for frame in file.decode_in_order(damage):
             num_frames += 1
@@ -284,15 +302,15 @@ def _read_in_order(file: VideoFile, clip: ClipConfig, encode: _Encode | None) ->
             if stopped:
                 break
         num_frames = max(num_frames, file.num_frames) if stopped else num_frames
-        _check_frames(file, num_frames)
+        check_frames(file, num_frames)
         _check_damage(file, num_frames, damage)
         if not needs_length or num_frames == length:
-            buffer.finish(num_frames, damage)
+            buffer.finish(num_frames, damage.num_missing + damage.num_damaged)
             return buffer
         length = num_frames
 
 
-class _FrameBuffer:
+class FrameBuffer:
     """The wanted frames of a clip, cropped, resized and perhaps encoded as they come.
 
     Args:
@@ -341,8 +359,8 @@ class _FrameBuffer:
             self.encoded.append(self._encode(resized))
         self.indices.append(frame.index)
 
-    def finish(self, num_frames: int, damage: Damage) -> None:
-        """Sets `info`, of a video of `num_frames` frames.
+    def finish(self, num_frames: int, num_damaged: int) -> None:
+        """Sets `info`, of a video of `num_frames` frames, of which `num_damaged` are missing or damaged.
 
         Raises:
           VideoReadError: too many wanted frames are damaged.
@@ -356,12 +374,18 @@ class _FrameBuffer:
             )
         self.info = VideoInfo(
             frames_shown=num_frames,
-            frames_damaged=damage.num_missing + damage.num_damaged,
+            frames_damaged=num_damaged,
             fps=self._file.fps,
             height=self._height,
             width=self._width,
             unconverted=self._unconverted,
         )
+
+    def encoded_clip(self, span: tuple[float, float] | None = None) -> EncodedClip:
+        """Returns the finished clip, of a moment that is shown in `span`, seconds."""
+        info = self.info if span is None else replace(self.info, start_sec=span[0], end_sec=span[1])
+        height, width = self.frames.shape[1:3]
+        return EncodedClip(self.encoded, height, width, np.array(self.indices, np.int64), info)
 
 
 class _Windows:
@@ -378,9 +402,9 @@ class _Windows:
     ) -> None:
         self._file, self._clip, self._window_sec, self._hop_sec = file, clip, window_sec, hop_sec
         times, self._times_known = file.frame_times(packet_numbers)
-        self._end_sec = times[-1] + (np.median(np.diff(times)) if len(times) > 1 else file.step_sec)
+        self._end_sec = end_sec(file, times)
         self._indices = {
-            number: start + _wanted_indices(clip, stop - start)
+            number: start + wanted_indices(clip, stop - start)
             for number, start, stop in window_ranges(times, window_sec=window_sec, hop_sec=hop_sec)
         }
         self.wanted = np.unique(np.concatenate(list(self._indices.values())))
@@ -411,6 +435,18 @@ class _Windows:
                     yield VideoWindow(start, end, np.stack(readable), len(self._indices), self._times_known)
 
 
+def end_sec(file: VideoFile, times: np.ndarray) -> float:
+    """Returns when the last frame ends, given when each is shown: float64 [n], n >= 1, seconds."""
+    return float(times[-1] + (np.median(np.diff(times)) if len(times) > 1 else file.step_sec))
+
+
+@contextmanager
+def read_errors(path: str) -> Iterator[None]:
+    """Raises errors of FFmpeg and OpenCV in the block, and a lack of memory, as a VideoReadError."""
+    with ffmpeg_errors(path), _pixel_errors(path):
+        yield
+
+
 def _check_loss(file: VideoFile) -> None:
     """Raises a VideoReadError if too many packets are missing."""
     found, missing = len(file.packets.pts), file.loss.num_missing
@@ -421,7 +457,7 @@ def _check_loss(file: VideoFile) -> None:
         raise VideoReadError(file.path, SkipReason.DAMAGED, f"{missing} of {total} packets are missing")
 
 
-def _check_frames(file: VideoFile, num_frames: int) -> None:
+def check_frames(file: VideoFile, num_frames: int) -> None:
     """Raises a VideoReadError if a video has no frames."""
     if num_frames == 0:
         raise VideoReadError(
@@ -449,7 +485,8 @@ def _pixel_errors(path: str) -> Iterator[None]:
         raise VideoReadError(path, SkipReason.DAMAGED, f"OpenCV failed: {error.err}") from error
 
 
-def _wanted_indices(clip: ClipConfig, video_num_frames: int) -> np.ndarray:
+def wanted_indices(clip: ClipConfig, video_num_frames: int) -> np.ndarray:
+    """Picks the frames of a clip, see `sampling.sample_indices`."""
     return sample_indices(
         clip.sampling,
         video_num_frames=video_num_frames,

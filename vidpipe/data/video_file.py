@@ -355,17 +355,17 @@ def open_video(path: str, *, max_pixels: int = MAX_FRAME_PIXELS) -> Iterator[Vid
       VideoReadError: it cannot be opened, has no video, or was changed in the meantime. Errors of FFmpeg in
         the block become one, too.
     """
-    state = _file_state(path)
+    state = file_state(path)
     is_cut_riff = _is_cut_riff(
         path, state[0]
     )  # before: an untrusted file is opened under a limit of one file
     with (
-        _errors_as_video_errors(path),
+        ffmpeg_errors(path),
         av.logging.Capture() as log,
         _open_stream(path, max_pixels) as (container, stream),
     ):
         yield VideoFile(path, container, stream, log, is_cut_riff=is_cut_riff, max_pixels=max_pixels)
-    if _file_state(path) != state:
+    if file_state(path) != state:
         raise VideoReadError(path, SkipReason.CHANGED, "was changed while it was read")
 
 
@@ -438,7 +438,8 @@ def _codec_name(container: Any, stream: av.VideoStream) -> str:
     return named[1].upper() if named else "unknown codec"
 
 
-def _file_state(path: str) -> tuple[int, int]:
+def file_state(path: str) -> tuple[int, int]:
+    """Returns size in bytes and modification time in ns; raises a VideoReadError if there is no file."""
     if not Path(path).is_file():
         raise VideoReadError(path, SkipReason.NOT_FOUND, "no such file")
     state = Path(path).stat()
@@ -455,7 +456,8 @@ def _is_cut_riff(path: str, num_bytes: int) -> bool:
 
 
 @contextmanager
-def _errors_as_video_errors(path: str) -> Iterator[None]:
+def ffmpeg_errors(path: str) -> Iterator[None]:
+    """Raises errors of FFmpeg in the block, and a lack of memory, as a VideoReadError."""
     try:
         yield
     except MemoryError as error:

@@ -2,8 +2,9 @@
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from vidpipe.data.moment import Moment
 from vidpipe.errors import VidpipeError
 
 _UCF101_NAME = re.compile(r"v_\w+_(g\d+)_c\d+\.\w+$")
@@ -20,14 +21,16 @@ class ManifestError(VidpipeError):
 
 @dataclass(frozen=True, slots=True)
 class VideoRow:
-    """One source video.
+    """One source video, or a moment of it.
 
     Attributes:
-      video_id: name in the manifest, a relative path with forward slashes; unique.
+      video_id: name in the manifest, a relative path with forward slashes, followed by the moment; unique.
       path: path relative to video_dir; empty if the file was not found.
       label_name: name of the class.
       split: train, val or test.
       group: scene, actor or source; a group is never divided between train and val.
+      moment: the part of the video that is labelled; None for the whole.
+      listed_at: file and line of the list; empty if there is none.
     """
 
     video_id: str
@@ -35,6 +38,13 @@ class VideoRow:
     label_name: str
     split: str
     group: str
+    moment: Moment | None = None
+    listed_at: str = field(default="", compare=False)
+
+    @property
+    def video(self) -> str:
+        """The name of the video in the manifest."""
+        return self.video_id if self.moment is None else self.video_id.removesuffix(str(self.moment))
 
 
 def split_of(name: str) -> str | None:
