@@ -10,14 +10,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vidpipe"
 # A module may import its own package and the ones before it.
-ORDER = ("", "storage", "data", "display", "model", "training", "evaluation", "inference")
+ORDER = ("", "storage", "data", "labels", "display", "model", "training", "evaluation", "inference")
 # The order of the modules beside the packages. `command_line` is for the tools alone.
 TOP_LEVEL = ("errors", "config", "progress", "interruption", "devices", "command_line")
 IMPORTERS = {
     "absl": {"command_line"},
     "apache_beam": {"data.convert_beam"},
-    "av": {"data.pixels", "data.video_file"},
-    "cv2": {"data.pixels", "data.video"},
+    "av": {"data.live_stream", "data.pixels", "data.video_file"},
+    "cv2": {"data.live_stream", "data.pixels", "data.video"},
     "flask": {"inference.web_app"},
     "jinja2": {"display.page"},
     "PIL": {"inference.gif"},
@@ -105,6 +105,13 @@ def test_the_data_package_imports_no_keras() -> None:
     for module, path in MODULES.items():
         if _package(module) in ("storage", "data"):
             assert not any(name.split(".")[0] == "keras" for name in _imports(path)), module
+
+
+def test_no_other_package_imports_the_labels_package() -> None:
+    """The manifest is what passes from it to the others; only its tool imports it."""
+    for module in MODULES:
+        if _package(module) != "labels":
+            assert "labels" not in {_package(imported) for imported in _imported_modules(module)}, module
 
 
 def test_inits_import_nothing() -> None:

@@ -35,6 +35,8 @@ COMMANDS = {
     "predict": "predict",
     "serve": "serve",
     "export": "export",
+    "import": "import_labels",
+    "evaluate-events": "evaluate_events",
     "demo-videos": "make_demo_videos",
 }
 
@@ -287,7 +289,7 @@ def main() -> None:
 def _print_commands() -> None:
     print("Trains video classifiers: videos to TFRecords to one fused TensorFlow model.\n")
     for name in COMMANDS:
-        print(f"  vidpipe {name:12}  {_module(name).__doc__.strip().splitlines()[0]}")
+        print(f"  vidpipe {name:16}  {_module(name).__doc__.strip().splitlines()[0]}")
     print("\nvidpipe COMMAND --help lists the flags of a command.")
 
 

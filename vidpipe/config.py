@@ -32,6 +32,7 @@ STRATEGIES = ("auto", "one", "mirrored", "multi_worker")
 RUNNERS = ("local", "beam")
 EXPORT_FORMATS = ("saved_model", "tflite", "features")
 QUANTIZATIONS = ("none", "dynamic_range")
+LABEL_FORMATS = ("activitynet", "boris", "cvat", "elan", "kinetics", "label_studio", "via")
 
 _MAIN = "Input and output"
 _WORKERS = "Decoding processes"
@@ -244,8 +245,8 @@ class ManifestConfig:
     )
     train_manifest: str | None = setting(
         None,
-        help="CSV file with the columns video_name, tag and optional group, split; for moments of long videos "
-        "also start, end (seconds or h:mm:ss.mmm) or start_frame, end_frame.",
+        help="CSV file with the columns video_name, tag and optional group, split; for moments of long "
+        "videos also start, end (seconds or h:mm:ss.mmm) or start_frame, end_frame.",
         group="List of videos",
     )
     test_manifest: str | None = setting(
@@ -645,6 +646,28 @@ class EvaluationConfig:
         check(self)
 
 
+def _window_sec() -> Any:
+    return setting(
+        None,
+        help="Length of a window in seconds; auto is that of the run's event rule, otherwise the median "
+        "duration of the clips that the model was trained on.",
+        group="Windows of long videos",
+        at_least=0.01,
+        none="auto",
+    )
+
+
+def _hop_sec() -> Any:
+    return setting(
+        None,
+        help="Seconds from the start of one window to the next; auto is that of the run's event rule, "
+        "otherwise half of a window.",
+        group="Windows of long videos",
+        at_least=0.01,
+        none="auto",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class PredictionConfig:
     """Classification of video files."""
@@ -667,17 +690,44 @@ class PredictionConfig:
         help="Classify windows over the time of each video and write NAME.csv and NAME.png into this folder.",
         group="Output",
     )
-    window_sec: float = setting(
-        2, help="Length of a timeline window in seconds.", group="Timelines", at_least=0.01
+    live: str | None = setting(
+        None,
+        help="Classify a live stream and print its events as they end: the number of a camera, or an "
+        "address such as rtsp://camera/1.",
+        group="Live streams",
     )
-    hop_sec: float = setting(
-        1, help="Seconds from the start of one window to the next.", group="Timelines", at_least=0.01
-    )
+    window_sec: float | None = _window_sec()
+    hop_sec: float | None = _hop_sec()
 
     def __post_init__(self) -> None:
         check(self)
         if self.gif is not None and self.timeline is not None:
             raise ConfigError("Give either gif or timeline: gif shows whole clips, timeline windows.")
+        if self.live is not None and (self.gif is not None or self.timeline is not None):
+            raise ConfigError("live cannot be combined with gif or timeline: a stream has no end.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventEvaluationConfig:
+    """A comparison of the events that a run's model finds in long videos with labelled moments."""
+
+    run_dir: str = _run_dir()
+    data_dir: str = _data_dir()
+    video_dir: str = setting(help="Folder of the videos, as for the conversion.", group=_MAIN)
+    split: str = setting("test", help="Which split to compare.", group=_MAIN, choices=SPLITS)
+    batch_size: int = setting(
+        EvaluationConfig.batch_size, help="Windows per forward pass, as in predict.", at_least=1
+    )
+    timeout_sec: float = setting(
+        ConversionConfig.timeout_sec,
+        help="Fail at a window that takes longer to decode, in seconds.",
+        above=0,
+    )
+    window_sec: float | None = _window_sec()
+    hop_sec: float | None = _hop_sec()
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -727,6 +777,49 @@ class ExportConfig:
         check(self)
         if self.quantization != "none" and self.format != "tflite":
             raise ConfigError(f"quantization needs format=tflite; got format={self.format}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """An import of the label files of annotation tools."""
+
+    video_dir: str = setting(help="Folder of the videos that the label files name.", group=_MAIN)
+    output: str = setting(
+        help="Write the labelled moments into this CSV manifest; only a manifest is replaced.", group=_MAIN
+    )
+    unused: str | None = setting(
+        None, help="List all labels that cannot be used in this CSV file.", group=_MAIN
+    )
+    allow_missing: bool = setting(
+        False, help="Write the manifest also if labelled videos are missing.", group=_MAIN
+    )
+    format: str | None = setting(
+        None,
+        help="Format of the label files; left out, it is recognised by their content.",
+        group="Labels",
+        choices=LABEL_FORMATS,
+    )
+    classes: tuple[str, ...] | None = setting(
+        None, help="Import only these classes, separated by commas.", group="Labels"
+    )
+    annotator: str | None = setting(
+        None, help="Import the labels of this annotator, where a video has several.", group="Labels"
+    )
+    tier: tuple[str, ...] | None = setting(
+        None,
+        help="Tiers of ELAN or attributes of VIA that contain the classes, where several have labels.",
+        group="Labels",
+    )
+    frame_rate: float | None = setting(
+        None,
+        help="Convert frame numbers to seconds at this many frames per second: the frameRate of a Label "
+        "Studio project, if the videos have another rate. Left out, numbers of frames are written.",
+        group="Labels",
+        above=0,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from vidpipe.data.pixels import PixelConverter
 from vidpipe.data.video_file import VideoFile
 from vidpipe.display import figures
 from vidpipe.inference.predict import load_classifier, predict
-from vidpipe.inference.timeline import leading_spans, predict_windows, write_timelines
+from vidpipe.inference.timeline import predict_windows, write_timelines
 
 CLIP = ClipConfig(num_frames=4, image_size=32)
 RED, BLUE = (200, 30, 30), (30, 30, 200)
@@ -56,12 +56,15 @@ def test_each_window_is_predicted_like_a_video_of_its_own(tmp_path: Path, colour
     config = _config(colour_run, hop_sec=0.5, timeline=str(tmp_path / "out"))
     (timeline,) = write_timelines(config, [long])
     assert (timeline.path, timeline.failure) == (long, None)
-    assert timeline.files == (tmp_path / "out" / "long.csv", tmp_path / "out" / "long.png")
+    assert [path.name for path in timeline.files] == ["long.csv", "long.png", "long.vtt"]
     rows = _rows(timeline.files[0])
     assert list(rows[0]) == ["start_sec", "end_sec", "predicted", "p(blue)", "p(green)", "p(red)"]
     assert [(row["start_sec"], row["end_sec"]) for row in rows] == [(k / 2, k / 2 + 1) for k in range(6)]
     assert [row["predicted"] for row in rows] == ["red", "red", rows[2]["predicted"], "blue", "blue", "blue"]
-    assert leading_spans(timeline.windows)[-1][1:] == (3.5, "blue")
+    # The border of the colours is at 1.5 s; each window speaks for the half second around its centre.
+    assert [(event.label, event.start_sec, event.end_sec) for event in timeline.events] == [
+        ("red", 0, 1.25), ("blue", 1.25, 3.5),
+    ]  # fmt: skip
     parts = [write_colours(tmp_path / f"part{k}.avi", colours[5 * k : 5 * k + 10]) for k in range(len(rows))]
     predictions = predict(PredictionConfig(run_dir=colour_run), parts)
     for row, window, part in zip(rows, timeline.windows, predictions, strict=True):
@@ -156,9 +159,8 @@ def test_all_batches_have_one_size(tmp_path: Path, colour_run: str) -> None:
         sizes.append((len(inputs["features"]), inputs["mask"].any(axis=1).sum()))
         return classifier.classify(inputs)
 
-    predict_windows(
-        dataclasses.replace(classifier, classify=classify), path, _config(colour_run, batch_size=3)
-    )
+    counting = dataclasses.replace(classifier, classify=classify)
+    predict_windows(counting, path, window_sec=1, hop_sec=1, batch_size=3)
     assert sizes == [(3, 3), (3, 3)]
 
 
@@ -167,7 +169,7 @@ def test_a_video_without_times_is_logged(
 ) -> None:
     path = write_colours(tmp_path / "a.avi", [RED] * 5)
     with caplog.at_level(logging.WARNING):
-        predict_windows(load_classifier(colour_run), path, _config(colour_run), read=timeless_windows)
+        predict_windows(load_classifier(colour_run), path, window_sec=1, hop_sec=1, read=timeless_windows)
     assert caplog.messages == [f"{path} has no frame rate and no timestamps; assuming 25 frames per second."]
 
 
@@ -189,8 +191,13 @@ def test_a_timeline_ends_where_reading_fails_and_the_next_video_is_read(
     assert (second.windows, second.files) == ([], ())
     assert (third.failure, [window.predicted for window in third.windows]) == (None, ["blue", "blue"])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "complete.csv", "complete.png", "cut.csv", "cut.png",
+        "complete.csv", "complete.png", "complete.vtt", "cut.csv", "cut.png", "cut.vtt", "events.csv",
+        "events.json",
     ]  # fmt: skip
+    results = json.loads((tmp_path / "out" / "events.json").read_text())["results"]
+    assert {path: [event["label"] for event in events] for path, events in results.items()} == {
+        paths[0]: ["red"], paths[1]: [], complete: ["blue"],
+    }  # fmt: skip
 
 
 def test_windows_before_a_crash_are_kept(tmp_path: Path, colour_run: str) -> None:
@@ -198,8 +205,10 @@ def test_windows_before_a_crash_are_kept(tmp_path: Path, colour_run: str) -> Non
     Path(f"{path}.fault").write_bytes(b"crash")
     # With a batch of two windows the failure comes alone in the last batch.
     for batch_size in (2, 8):
-        config = _config(colour_run, batch_size=batch_size)
-        windows, failure = predict_windows(load_classifier(colour_run), path, config, read=failing_windows)
+        windows, failure = predict_windows(
+            load_classifier(colour_run), path, window_sec=1, hop_sec=1, batch_size=batch_size,
+            read=failing_windows,
+        )  # fmt: skip
         assert [window.predicted for window in windows] == ["red", "red"]
         assert failure is not None
         assert failure.message == f"crashed the decoder (exit code {-signal.SIGSEGV})"
@@ -239,21 +248,27 @@ def test_the_tool_writes_a_timeline(
 ) -> None:
     write_colours(tmp_path / "a.avi", [RED] * 20 + [BLUE] * 20)
     monkeypatch.chdir(tmp_path)
-    command = ["predict.py", f"--run_dir={colour_run}", "--timeline=out", "--hop_sec=2", "a.avi"]
+    flags = [f"--run_dir={colour_run}", "--timeline=out", "--window_sec=1", "--hop_sec=1"]
+    command = ["predict.py", *flags, "a.avi"]
     assert predict_tool.run(command) == 0
     printed, errors = capsys.readouterr()
     assert errors == ""
     assert printed.splitlines() == [
         "a.avi",
-        "     0:00 to    0:02  red",
-        "     0:02 to    0:04  blue",
-        "  Written: out/a.csv, out/a.png",
+        "     0:00 to    0:02   82.17%  red",
+        "     0:02 to    0:04   82.13%  blue",
+        "  Written: out/a.csv, out/a.png, out/a.vtt",
     ]
+    cues = ["00:00:00.000 --> 00:00:02.000\nred (82%)", "00:00:02.000 --> 00:00:04.000\nblue (82%)"]
+    assert (tmp_path / "out" / "a.vtt").read_text() == f"WEBVTT\n\n1\n{cues[0]}\n\n2\n{cues[1]}\n"
     assert (tmp_path / "out" / "a.png").read_bytes()[:4] == b"\x89PNG"
     assert predict_tool.run([*command, "--json"]) == 0
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    printed_lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    lines, events = printed_lines[:4], printed_lines[4:]
     assert [(line["start_sec"], line["end_sec"], line["predicted"]) for line in lines] == [
-        (0, 2, "red"),
-        (2, 4, "blue"),
-    ]
+        (0, 1, "red"), (1, 2, "red"), (2, 3, "blue"), (3, 4, "blue"),
+    ]  # fmt: skip
+    assert [(line["start_sec"], line["end_sec"], line["event"]) for line in events] == [
+        (0, 2, "red"), (2, 4, "blue"),
+    ]  # fmt: skip
     assert set(lines[0]) == {"video", "start_sec", "end_sec", "predicted", "probabilities"}

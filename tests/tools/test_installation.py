@@ -58,8 +58,8 @@ def test_the_package_is_the_installed_one(installed: Path, tmp_path: Path) -> No
 
 def test_the_commands_are_listed(installed: Path, tmp_path: Path) -> None:
     printed = _run(installed, "vidpipe", "--help", cwd=tmp_path)
-    assert "vidpipe convert       Converts videos into sharded TFRecords" in printed
-    assert "vidpipe train         Trains" in printed
+    assert "vidpipe convert           Converts videos into sharded TFRecords" in printed
+    assert "vidpipe train             Trains" in printed
     assert _run(installed, "vidpipe", "--version", cwd=tmp_path).startswith("vidpipe 0.")
 
 

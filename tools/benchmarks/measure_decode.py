@@ -31,7 +31,7 @@ from references import (
     read_with_opencv,
 )
 from video_folders import generate_long_video
-from vidpipe.config import ClipConfig, ConversionConfig, PredictionConfig
+from vidpipe.config import ClipConfig, ConversionConfig
 from vidpipe.data import video
 
 _ReadClip = Callable[[str, ClipConfig], object]
@@ -68,7 +68,7 @@ def measure(workload: Workload) -> Iterator[Row]:
 
 
 def _read_windows(path: str, clip: ClipConfig) -> None:
-    for _ in video.read_windows(path, clip, PredictionConfig.window_sec, PredictionConfig.hop_sec):
+    for _ in video.read_windows(path, clip, 2, 1):
         pass
 
 

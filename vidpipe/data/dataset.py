@@ -65,7 +65,7 @@ class Dataset:
         return [row["video_id"] for row in self.clip_rows(split)]
 
     def clip_sec(self, split: str) -> tuple[float, float, float] | None:
-        """Returns durations of a split's clips in seconds: the quantiles 0.1, 0.5 and 0.9; None if unknown."""
+        """Returns the quantiles 0.1, 0.5 and 0.9 of the durations of clips, seconds; None if unknown."""
         known = [seconds for row in self.clip_rows(split) if (seconds := shards.duration_of(row)) > 0]
         if not known:
             return None

@@ -268,7 +268,7 @@ def read_videos(data_dir: Address, *, sha256: str | None = None) -> list[dict[st
 
 
 def duration_of(row: Mapping[str, str]) -> float:
-    """Returns the duration of a clip in its video, seconds, from its row of videos.csv; 0 if it is unknown."""
+    """Returns the duration of a clip, seconds, from its row of videos.csv; 0 if it is unknown."""
     try:
         if row.get("end_sec"):
             return float(row["end_sec"]) - float(row["start_sec"])

@@ -1,4 +1,4 @@
-"""Class probabilities over the time of a long video: a table and a picture for each."""
+"""What happens in long videos, and when: class probabilities over time, and the events that they make."""
 
 import itertools
 import logging
@@ -13,6 +13,9 @@ from vidpipe.data import process_pool, video
 from vidpipe.data.packets import ASSUMED_FPS
 from vidpipe.data.skip_reason import Failure
 from vidpipe.display import figures
+from vidpipe.evaluation.detection import Detection, choose_detection
+from vidpipe.evaluation.events import Event, EventRule, merge_windows
+from vidpipe.inference.event_files import write_event_tables, write_subtitles
 from vidpipe.inference.predict import (
     Classifier,
     classify,
@@ -23,9 +26,12 @@ from vidpipe.inference.predict import (
     report_write_errors,
 )
 from vidpipe.inference.video_files import unique_names
+from vidpipe.model.model_file import read_metadata
 from vidpipe.progress import Progress
 from vidpipe.storage.files import probability_column, staged_csv
+from vidpipe.training.run_folder import RunFolder
 
+_ALL_EVENTS = "events"  # the files of all videos
 _log = logging.getLogger(__name__)
 ReadWindows = Callable[[str, ClipConfig, float, float], Iterator[video.VideoWindow]]
 
@@ -56,18 +62,27 @@ class Timeline:
     Attributes:
       path: the video.
       windows: in order of time, up to where reading failed.
+      events: what the windows were merged into, by start time.
       failure: why the video could not be read, or not to its end; None where it could.
-      files: the table and the picture that were written; empty where there is no window.
+      files: the table, the picture and the subtitles that were written; empty where there is no window.
     """
 
     path: str
     windows: list[WindowPrediction]
+    events: list[Event]
     failure: Failure | None = None
     files: tuple[Path, ...] = ()
 
 
 def predict_windows(
-    classifier: Classifier, path: str, config: PredictionConfig, *, read: ReadWindows = video.read_windows
+    classifier: Classifier,
+    path: str,
+    *,
+    window_sec: float,
+    hop_sec: float,
+    batch_size: int = PredictionConfig.batch_size,
+    timeout_sec: float = PredictionConfig.timeout_sec,
+    read: ReadWindows = video.read_windows,
 ) -> tuple[list[WindowPrediction], Failure | None]:
     """Predicts each window of a long video as if it were a video of its own.
 
@@ -76,8 +91,10 @@ def predict_windows(
     Args:
       classifier: the model.
       path: the video.
-      config: length and spacing of the windows, batch size and timeout; a window that takes longer to decode
-        than the timeout ends the reading.
+      window_sec: length of a window, seconds.
+      hop_sec: seconds from the start of one window to the next.
+      batch_size: windows per forward pass.
+      timeout_sec: a window that takes longer to decode ends the reading.
       read: what the process calls; importable by name.
 
     Returns:
@@ -86,8 +103,8 @@ def predict_windows(
     metadata = classifier.metadata
     stream = process_pool.stream(
         read,
-        (path, metadata.clip, config.window_sec, config.hop_sec),
-        timeout_sec=config.timeout_sec,
+        (path, metadata.clip, window_sec, hop_sec),
+        timeout_sec=timeout_sec,
         memory_mb=ConversionConfig.worker_memory_mb,
     )
     first = next(stream)
@@ -101,11 +118,11 @@ def predict_windows(
     with Progress(
         path, 0 if isinstance(first, Failure) else first.num_windows, "windows", closing_line=False
     ) as progress:
-        while batch := list(itertools.islice(items, config.batch_size)):
+        while batch := list(itertools.islice(items, batch_size)):
             failure = next((item for item in batch if isinstance(item, Failure)), None)
             windows = [item for item in batch if not isinstance(item, Failure)]
             clips = [model_frames(window.frames, metadata) for window in windows]
-            scores = classify(classifier, clips, batch_size=config.batch_size)
+            scores = classify(classifier, clips, batch_size=batch_size)
             predictions += [
                 WindowPrediction(window.start_sec, window.end_sec, rank(of_window, metadata.classes))
                 for window, of_window in zip(windows, scores, strict=True)
@@ -114,47 +131,78 @@ def predict_windows(
     return predictions, failure
 
 
-def write_timelines(config: PredictionConfig, paths: Sequence[str]) -> Iterator[Timeline]:
-    """Yields a timeline per video, in order, after its table and picture were written.
+def predict_events(
+    windows: Sequence[WindowPrediction], classes: Sequence[str], rule: EventRule
+) -> list[Event]:
+    """Merges the windows of a video into events."""
+    return merge_windows(*as_arrays(windows, classes), classes, rule)
 
-    The table has a row per window: `start_sec, end_sec, predicted` and a column per class.
+
+def as_arrays(windows: Sequence[WindowPrediction], classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the bounds of windows, float64 [n, 2], and their probabilities, float64 [n, C]."""
+    bounds = np.array([[window.start_sec, window.end_sec] for window in windows]).reshape(-1, 2)
+    probabilities = [[window.probabilities[name] for name in classes] for window in windows]
+    return bounds, np.array(probabilities).reshape(-1, len(classes))
+
+
+def detection_of(config: PredictionConfig) -> Detection:
+    """Returns the windows and the event rule of a run, see `detection.choose_detection`."""
+    folder = RunFolder(Path(config.run_dir))
+    return choose_detection(
+        folder.event_rule,
+        folder.model,
+        read_metadata(folder.model),
+        window_sec=config.window_sec,
+        hop_sec=config.hop_sec,
+    )
+
+
+def write_timelines(config: PredictionConfig, paths: Sequence[str]) -> Iterator[Timeline]:
+    """Yields a timeline per video, in order, after its table, picture and subtitles were written.
+
+    The table has a row per window: `start_sec, end_sec, predicted` and a column per class. At the end, also
+    of an interrupted job, the events of all videos are written to events.csv and events.json.
 
     Args:
-      config: the folder `timeline` gets NAME.csv and NAME.png per video, named by `unique_names`.
+      config: the folder `timeline` gets NAME.csv, NAME.png and NAME.vtt per video, named by `unique_names`.
       paths: the videos.
 
     Raises:
       ConfigError: `timeline` is None.
-      ModelError: the run has no readable model.
+      ModelError, RuleFileError: the run has no readable model, or an unreadable event rule.
       PredictError: the files cannot be written.
     """
     if config.timeline is None:
         raise ConfigError("timeline must name the folder for the tables and pictures; got None.")
     folder = Path(config.timeline)
     make_output_dir(folder)
+    detection = detection_of(config)
     classifier = load_classifier(config.run_dir)
-    for path, name in zip(paths, unique_names(paths), strict=True):
-        windows, failure = predict_windows(classifier, path, config)
-        written: tuple[Path, ...] = ()
-        if windows:
-            written = (folder / f"{name}.csv", folder / f"{name}.png")
-            with report_write_errors(folder):
-                _write_table(written[0], windows, classifier.metadata.classes)
-                _draw(written[1], windows, classifier.metadata.classes, path)
-        yield Timeline(path, windows, failure, written)
-
-
-def leading_spans(windows: Sequence[WindowPrediction]) -> list[tuple[float, float, str]]:
-    """Lists which class is the most probable when: (start_sec, end_sec, class).
-
-    A span ends where the next one starts, though windows may overlap.
-
-    Args:
-      windows: of one video, at least one, in order of time.
-    """
-    leaders = [(name, next(group)) for name, group in itertools.groupby(windows, lambda each: each.predicted)]
-    ends = [window.start_sec for _, window in leaders[1:]] + [windows[-1].end_sec]
-    return [(first.start_sec, end, name) for (name, first), end in zip(leaders, ends, strict=True)]
+    classes = classifier.metadata.classes
+    events: dict[str, list[Event]] = {}
+    try:
+        for path, name in zip(paths, unique_names(paths, taken=(_ALL_EVENTS,)), strict=True):
+            windows, failure = predict_windows(
+                classifier,
+                path,
+                window_sec=detection.window_sec,
+                hop_sec=detection.hop_sec,
+                batch_size=config.batch_size,
+                timeout_sec=config.timeout_sec,
+            )
+            events[path] = predict_events(windows, classes, detection.rule)
+            written: tuple[Path, ...] = ()
+            if windows:
+                table, picture, subtitles = (folder / f"{name}.{kind}" for kind in ("csv", "png", "vtt"))
+                with report_write_errors(folder):
+                    _write_table(table, windows, classes)
+                    figures.timeline(*as_arrays(windows, classes), classes, path, picture)
+                    write_subtitles(subtitles, events[path])
+                written = (table, picture, subtitles)
+            yield Timeline(path, windows, events[path], failure, written)
+    finally:
+        with report_write_errors(folder):
+            write_event_tables(folder, events)
 
 
 def _write_table(path: Path, windows: Sequence[WindowPrediction], classes: Sequence[str]) -> None:
@@ -164,9 +212,3 @@ def _write_table(path: Path, windows: Sequence[WindowPrediction], classes: Seque
             bounds = {"start_sec": window.start_sec, "end_sec": window.end_sec}
             scores = {probability_column(name): score for name, score in window.probabilities.items()}
             writer.writerow(bounds | {"predicted": window.predicted} | scores)
-
-
-def _draw(path: Path, windows: Sequence[WindowPrediction], classes: Sequence[str], title: str) -> None:
-    bounds = np.array([[window.start_sec, window.end_sec] for window in windows])
-    probabilities = np.array([[window.probabilities[name] for name in classes] for window in windows])
-    figures.timeline(bounds, probabilities, classes, title, path)

@@ -56,18 +56,18 @@ def _matching(pattern: str) -> list[str]:
     return list(first.values())
 
 
-def unique_names(paths: Iterable[str]) -> list[str]:
-    """Returns a unique file name without suffix for each video.
+def unique_names(paths: Iterable[str], *, taken: Iterable[str] = ()) -> list[str]:
+    """Returns a unique file name without suffix for each video, none of those that are `taken`.
 
     It is the video's own name; if that is taken, with the name of its folder before it or a number after it.
 
     >>> unique_names(["a/x.avi", "b/x.avi", "b/x.mp4", "y.avi"])
     ['x', 'b_x', 'x_2', 'y']
     """
-    names: dict[str, None] = {}
+    names, reserved = dict[str, None](), set(taken)
     for path in map(Path, paths):
         with_folder = [f"{path.parent.name}_{path.stem}"] if path.parent.name else []
         numbered = (f"{path.stem}_{number}" for number in itertools.count(2))
         choices = itertools.chain([path.stem], with_folder, numbered)
-        names[next(name for name in choices if name not in names)] = None
+        names[next(name for name in choices if name not in names and name not in reserved)] = None
     return list(names)

@@ -8,6 +8,8 @@ import json
 import logging
 import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -39,11 +41,16 @@ class ModelMetadata:
       classes: ordered class names; output i is the logit of classes[i].
       clip: how a video becomes a stored clip.
       num_frames: frames that the model takes from a stored clip, evenly spread (T).
+      clip_sec: duration of the training clips in seconds: a tenth is shorter, the median, a tenth is longer;
+        None if it is not known.
+      background: the class of clips in which nothing happens; None if there is none.
     """
 
     classes: tuple[str, ...]
     clip: ClipConfig
     num_frames: int
+    clip_sec: tuple[float, float, float] | None = None
+    background: str | None = None
 
     @property
     def spec(self) -> ClipSpec:
@@ -70,7 +77,7 @@ def load_model(path: Path) -> tuple[keras.Model, ModelMetadata]:
     Raises:
       ModelError: the file is missing, corrupt, or not written by vidpipe.
     """
-    try:
+    with _model_errors(path):
         with zipfile.ZipFile(path) as archive:
             corrupt = archive.testzip()
             if corrupt is not None:
@@ -79,6 +86,13 @@ def load_model(path: Path) -> tuple[keras.Model, ModelMetadata]:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
         _check_shapes(model, metadata)
         return model, metadata
+
+
+@contextmanager
+def _model_errors(path: Path) -> Iterator[None]:
+    """Raises errors of reading a model file in the block as a ModelError."""
+    try:
+        yield
     except FileNotFoundError:
         raise ModelError(f"There is no trained model {path}. Train one with tools/train.py.") from None
     except (MemoryError, tf.errors.ResourceExhaustedError):
@@ -88,6 +102,16 @@ def load_model(path: Path) -> tuple[keras.Model, ModelMetadata]:
             f"{path} is corrupt or was not written by vidpipe ({first_line(error)}). Start its training "
             "again, which makes it from a checkpoint, or restore the file."
         ) from error
+
+
+def read_metadata(path: Path) -> ModelMetadata:
+    """Reads the metadata of a model file, without its weights.
+
+    Raises:
+      ModelError: the file is missing, corrupt, or not written by vidpipe.
+    """
+    with _model_errors(path), zipfile.ZipFile(path) as archive:
+        return _read_metadata(archive)
 
 
 def precision_of(model: keras.Model) -> str:
@@ -130,7 +154,14 @@ def _read_metadata(archive: zipfile.ZipFile) -> ModelMetadata:
     if values["num_frames"] is not None and type(values["num_frames"]) is not int:
         raise ValueError(f"num_frames is {values['num_frames']!r}")
     # Files of version 0.1 contain null for all stored frames.
-    return ModelMetadata(tuple(classes), clip, clip.resolve_num_frames(values["num_frames"]))
+    num_frames = clip.resolve_num_frames(values["num_frames"])
+    clip_sec, background = values.get("clip_sec"), values.get("background")
+    if clip_sec is not None:
+        shortest, median, longest = (float(seconds) for seconds in clip_sec)
+        clip_sec = (shortest, median, longest)
+    if background is not None and background not in classes:
+        raise ValueError(f"background is {background!r}")
+    return ModelMetadata(tuple(classes), clip, num_frames, clip_sec, background)
 
 
 def _check_shapes(model: keras.Model, metadata: ModelMetadata) -> None:

@@ -8,6 +8,8 @@ history.png              learning curves
 checkpoints/             step-00000120.npz and so on: all that resuming needs
 tensorboard/             event files and profiles
 eval_SPLIT/              an evaluation: metrics.json, predictions.csv, report.html, classification_report.txt
+event_rule.json          the windows and the rule by which events are found, if they were fitted
+events_SPLIT/            an evaluation of events: metrics.json, events.csv, events.html
 """
 
 import contextlib
@@ -161,6 +163,11 @@ class RunFolder:
         return self.path / "model.keras"
 
     @property
+    def event_rule(self) -> Path:
+        """The windows and the rule by which events are found; made by fitting them."""
+        return self.path / "event_rule.json"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
@@ -177,6 +184,10 @@ class RunFolder:
     def checkpoint_paths(self) -> list[Path]:
         """Lists the existing checkpoints, corrupt ones included, the newest last."""
         return sorted(self.checkpoints.glob(f"step-{'[0-9]' * 8}.npz"))
+
+    def event_evaluation(self, split: str) -> Path:
+        """Returns the folder of the evaluation of events on a split."""
+        return self.path / f"events_{split}"
 
     def evaluation(self, split: str) -> EvaluationFolder:
         """Returns the folder of the evaluation on a split."""

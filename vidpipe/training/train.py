@@ -196,7 +196,13 @@ def _run_loop(
         return without_fillers(inputs, weight), label.numpy()[weight.numpy() > 0]
 
     is_chief = distribution.is_chief(trainee.strategy)
-    metadata = ModelMetadata(dataset.classes, dataset.clip, num_frames)
+    metadata = ModelMetadata(
+        dataset.classes,
+        dataset.clip,
+        num_frames,
+        clip_sec=dataset.clip_sec("train"),
+        background=dataset.info.settings.get("background"),
+    )
     epoch_steps = EpochSteps(
         config,
         trainee=trainee,
