@@ -182,10 +182,11 @@ def test_videos_that_are_alike_have_intervals_of_no_width() -> None:
 
 
 def test_intervals_are_the_same_in_each_evaluation() -> None:
-    """Twelve videos with errors of 0.0 to 1.1 s: hardly two resamples have the same mean."""
+    """Twelve videos with errors of their own: no two different resamples have the same mean."""
+    errors = np.random.default_rng(1).random(12).tolist()
     videos = [
-        _video([Event("jump", 0, 10)], [Event("jump", index / 10, 10, index / 12)], str(index))
-        for index in range(12)
+        _video([Event("jump", 0, 10)], [Event("jump", error, 10, 0.5)], str(index))
+        for index, error in enumerate(errors)
     ]
     metrics = compute_event_metrics(videos, _CLASSES)
     low, high = metrics["start_error_sec_ci95"]

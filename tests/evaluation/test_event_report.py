@@ -163,6 +163,18 @@ def test_the_worst_video_comes_first(text: str) -> None:
     assert "<strong>2 of 5 labelled events are found, and 1 of 3 predicted events are false</strong>" in text
 
 
+def test_of_equal_videos_the_one_with_more_errors_comes_first() -> None:
+    videos = [
+        VideoEvents(video=f"{count}.mp4", duration_sec=9, labelled=[Event("x", 0, 1)] * count, predicted=[])
+        for count in (1, 3, 2)
+    ]
+    report = EventReport(
+        name="a", split="val", metrics=compute_event_metrics(videos, ["x"]), videos=videos, rule=_RULE,
+        provenance={},
+    )  # fmt: skip
+    assert re.findall(r'-title">(\d).mp4</h3>', events_page(report, ".")) == ["3", "2", "1"]
+
+
 def _section(text: str, number: int) -> str:
     return text.split(f'id="video-{number}"')[1].split("</section>")[0]
 
