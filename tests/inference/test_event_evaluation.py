@@ -53,11 +53,12 @@ def run_dir(tmp_path: Path, colour_run: str) -> Path:
 
 
 def _config(labelled: Path, run_dir: Path, **settings: Any) -> EventEvaluationConfig:
-    return EventEvaluationConfig(
-        run_dir=str(run_dir),
-        data_dir=str(labelled / "records"),
-        **{"video_dir": str(labelled / "videos"), "window_sec": 1, "hop_sec": 0.5} | settings,
-    )
+    fields: dict[str, Any] = {
+        "video_dir": str(labelled / "videos"),
+        "window_sec": 1,
+        "hop_sec": 0.5,
+    } | settings
+    return EventEvaluationConfig(run_dir=str(run_dir), data_dir=str(labelled / "records"), **fields)
 
 
 def test_the_tool_fits_a_rule_and_compares_events(
@@ -121,7 +122,7 @@ def test_a_rule_of_another_model_or_a_corrupt_one_is_named(
     labelled: Path, run_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path, model = run_dir / "event_rule.json", run_dir / "model.keras"
-    values = {"smoothing_sec": 0, "high": 0.6, "low": 0.5, "min_sec": 0}
+    values: dict[str, Any] = {"smoothing_sec": 0, "high": 0.6, "low": 0.5, "min_sec": 0}
     fitted = {"window_sec": 1, "hop_sec": 0.5, "model_sha256": "other", "rule": values}
     path.write_text(json.dumps(fitted))
     assert choose_detection(path, model, read_metadata(model)).rule == EventRule(**values)

@@ -28,7 +28,7 @@ class LiveEvent:
     """An event that has ended.
 
     Attributes:
-      event: its times are seconds from the first frame of the session.
+      event: its times are seconds from the start of the first predicted window.
       start, end: local time of the clock, with its time zone.
     """
 
