@@ -279,6 +279,11 @@ def content_untrusted_read(path: str, clip: ClipConfig) -> video.VideoClip:
     return video.read_untrusted_clip(path, clip)
 
 
+def blocked_signals() -> Iterator[list[int]]:
+    """Runs in a decoding process: yields the signals that do not reach it."""
+    yield [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])]
+
+
 def failing_windows(
     path: str, clip: ClipConfig, window_sec: float, hop_sec: float
 ) -> Iterator[video.VideoWindow]:

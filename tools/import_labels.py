@@ -3,7 +3,7 @@
     python tools/import_labels.py --video_dir=/data/videos --output=labels.csv cvat.xml 'elan/*.eaf'
 
 LABELFILE is a file, or a pattern in quotes, of CVAT, Label Studio, VIA 3, BORIS, ELAN, Kinetics or
-ActivityNet; vidpipe/labels/README.md tells how to export it. convert_videos reads the manifest
+ActivityNet; vidpipe/labels/README.md describes how to export it. convert_videos reads the manifest
 (--train_manifest).
 
 Labels that cannot be used are listed by reason; --unused=FILE lists all of them. The exit code is 1 and no

@@ -286,7 +286,7 @@ class ManifestConfig:
     background_margin_sec: float = setting(
         1, help="Background keeps this distance from moments, in seconds.", group="Moments", at_least=0
     )
-    seed: int = _seed("Seed of the validation split and of the places of background clips.")
+    seed: int = _seed("Seed of the validation split and of the times of background clips.")
 
     def __post_init__(self) -> None:
         check(self)

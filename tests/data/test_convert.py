@@ -682,15 +682,25 @@ def test_moments_become_clips_in_order_of_time(tmp_path: Path) -> None:
     report = convert.convert(config)
     assert [(each.video_id, each.reason) for each in report.skipped] == [("b.mp4#t=7,8", SkipReason.OUTSIDE)]
     with open_dataset(str(tmp_path / "out")) as dataset:
-        found = {}
+        found, times = {}, {}
         for example in tf.data.TFRecordDataset(dataset.shard_paths("train")):
             clip = {key: value.numpy() for key, value in parse_clip(example).items()}
+            context = tf.train.SequenceExample.FromString(example.numpy()).context.feature
+            times[clip["video_id"].decode()] = tuple(
+                context[f"clip/{bound}/timestamp"].int64_list.value[0] for bound in ("start", "end")
+            )
             found[clip["video_id"].decode()] = (clip["label_name"].decode(), clip["frame_indices"].tolist())
         assert dataset.classes == ("early", "late", "none")
+        assert dataset.info.settings["background"] == "none"
+        # Of 0.08, 0.16, 0.16, 0.2 and four times 0.2 s or less of background.
+        assert dataset.clip_sec("train") == tuple(
+            np.quantile([(end - start) / 1e6 for start, end in times.values()], [0.1, 0.5, 0.9]).round(3)
+        )
     for name in ("a.mp4", "b.mp4"):
         moments = [split_id(video_id)[1] for video_id in found if video_id.startswith(name)]
         assert moments == sorted(moments, key=lambda moment: 0 if moment is None else moment.start)
     assert found["a.mp4#t=0.6,0.8"] == ("late", [15, 16, 17, 18, 19])
+    assert times["a.mp4#t=0.6,0.8"] == (600_000, 800_000)
     assert found["b.mp4#t=0.4,0.48"] == ("late", [10, 11])
     rows_of = {row["video_id"]: row for row in shards.read_videos(tmp_path / "out")}
     assert (rows_of["b.mp4#t=0.04,0.2"]["start_sec"], rows_of["b.mp4#t=0.04,0.2"]["end_sec"]) == (

@@ -49,8 +49,8 @@ def test_times_may_be_numbers_of_frames_and_groups_are_free(tmp_path: Path) -> N
         ("a.mp4,x,3,1\n", r"labels.csv:2: the moment 3 to 1 s ends before it starts"),
         ("a.mp4,x,3,3\n", r"labels.csv:2: the moment 3 to 3 s has no length"),
         ("b.mp4,x,0,1\na.mp4,x,3,\n", r"labels.csv:3: a moment needs start and end, .*; found only start"),
-        ("a.mp4,x,00:03,00:05\n", r"labels.csv:2: '00:03' is no time; write seconds"),
-        ("a.mp4,x,-1,5\n", r"labels.csv:2: '-1' is no time"),
+        ("a.mp4,x,00:03,00:05\n", r"labels.csv:2: '00:03' is not a time; write seconds"),
+        ("a.mp4,x,-1,5\n", r"labels.csv:2: '-1' is not a time"),
         ("a.mp4,x,1,3\na.mp4,x,1,3\n", r"a.mp4#t=1,3 is listed twice in train"),
         ("a.mp4,x,1,3\na.mp4,x,,\n", r"labels.csv:3: a.mp4 is listed as a whole, and with moments at .*:2"),
         (
@@ -167,5 +167,8 @@ def test_too_little_time_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixt
 def test_background_needs_moments(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="background needs a train_manifest"):
         ManifestConfig(video_dir=str(tmp_path), background="none")
+    text = HEAD + "a.mp4,x,0,4\na.mp4,y,4,10\n"
+    with pytest.raises(ManifestError, match="There is no time for background clips"):
+        _read(tmp_path, text, background="none", measure=_lengths(a=10))
     with pytest.raises(ManifestError, match="background needs moments, and none is listed"):
         _read(tmp_path, "video_name,tag\na.mp4,x\nb.mp4,y\n", background="none", measure=_lengths())

@@ -13,6 +13,7 @@ from pebble import ProcessExpired
 
 from synthetic import (
     InProcessPool,
+    blocked_signals,
     content_read,
     failing_windows,
     frame_indices_of,
@@ -153,6 +154,12 @@ def test_values_before_a_fault_are_streamed(
     assert isinstance(first, video.VideoWindow) and isinstance(second, video.VideoWindow)
     assert (first.start_sec, second.start_sec) == (0, 0.2)
     assert rest == ([] if failure is None else [failure])
+
+
+def test_an_interrupt_at_a_terminal_reaches_the_consumer_only() -> None:
+    (blocked,) = process_pool.stream(blocked_signals, (), timeout_sec=10, memory_mb=4096)
+    assert blocked == [signal.SIGINT]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_closing_a_stream_ends_its_process(tmp_path: Path) -> None:

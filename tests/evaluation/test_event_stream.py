@@ -32,6 +32,18 @@ def _assert_equal(found: list[Event], expected: list[Event]) -> None:
         assert values == pytest.approx([getattr(event, name) for event in expected], abs=1e-9)
 
 
+def test_windows_of_unequal_length() -> None:
+    """The last window of a recording is often shorter: its time starts later than half way to the centre."""
+    bounds = np.array([[0, 2], [1, 3], [2, 4], [4, 4.4], [4.4, 6], [7, 8]])
+    probabilities = np.tile([0.9, 0.1, 0], (6, 1))
+    stream, found = EventStream(CLASSES, RULE), []
+    for (start_sec, end_sec), scores in zip(bounds.tolist(), probabilities, strict=True):
+        found += stream.add(start_sec, end_sec, scores)
+    found += stream.advance(math.inf)
+    _assert_equal(found, merge_windows(bounds, probabilities, CLASSES, RULE))
+    assert [(event.start_sec, event.end_sec) for event in found] == [(0, 6), (7, 8)]
+
+
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize(
     "rule",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from synthetic import InProcessPool, write_colours
+from synthetic import InProcessPool, edit_videos_csv, write_colours
 from tools import evaluate_events as evaluate_events_tool
 from vidpipe.config import ClipConfig, ConversionConfig, EventEvaluationConfig, ManifestConfig
 from vidpipe.data import convert
@@ -16,6 +16,7 @@ from vidpipe.evaluation.detection import RuleFileError, choose_detection, read_d
 from vidpipe.evaluation.events import EventRule
 from vidpipe.inference.event_evaluation import EventEvaluationError, evaluate_events, labelled_events
 from vidpipe.model.model_file import ModelMetadata, read_metadata
+from vidpipe.training.run_folder import RunFolder
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 CLIP = ClipConfig(num_frames=4, image_size=32)
@@ -93,6 +94,25 @@ def test_labels_of_a_split(labelled: Path) -> None:
     ]  # fmt: skip
 
 
+def test_skipped_moments_are_named_and_videos_in_two_splits_are_rejected(
+    labelled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    skipped, parted = (
+        Path(shutil.copytree(labelled / "records", tmp_path / name)) for name in ("skipped", "parted")
+    )
+    row = '"test0.avi#t=0,2",{},red,test0.avi,{}'
+    edit_videos_csv(skipped, row.format("test", "ok"), row.format("test", "skipped"))
+    with open_dataset(str(skipped)) as dataset:
+        assert [event.label for event in labelled_events(dataset, "test")["test0.avi"]] == ["blue"]
+    assert "1 test moments were skipped by the conversion, such as test0.avi#t=0,2" in caplog.text
+    edit_videos_csv(parted, row.format("test", "ok"), row.format("val", "ok"))
+    with (
+        open_dataset(str(parted)) as dataset,
+        pytest.raises(EventEvaluationError, match=r"test0.avi has moments in test and val\. Events are"),
+    ):
+        labelled_events(dataset, "test")
+
+
 def test_missing_videos_and_datasets_without_moments_are_one_line(
     labelled: Path, run_dir: Path, data_dir: str, tmp_path: Path
 ) -> None:
@@ -106,14 +126,14 @@ def test_windows_are_as_long_as_the_clips_and_others_are_named(
     run_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     metadata = ModelMetadata(("a", "none"), CLIP, 4, clip_sec=(2, 3, 5), background="none")
-    files = run_dir / "event_rule.json", run_dir / "model.keras"
-    chosen = choose_detection(*files, metadata)
+    folder = RunFolder(run_dir)
+    chosen = choose_detection(folder, metadata)
     assert (chosen.window_sec, chosen.hop_sec, chosen.rule.background) == (3, 1.5, "none")
     assert not caplog.messages
-    choose_detection(*files, metadata, window_sec=10)
+    choose_detection(folder, metadata, window_sec=10)
     assert not caplog.messages
     for window_sec in (0.9, 10.1):
-        choose_detection(*files, metadata, window_sec=window_sec)
+        choose_detection(folder, metadata, window_sec=window_sec)
         assert f"Windows of {window_sec:g} s are far from the clips" in caplog.messages.pop()
         caplog.clear()
 
@@ -121,13 +141,14 @@ def test_windows_are_as_long_as_the_clips_and_others_are_named(
 def test_a_rule_of_another_model_or_a_corrupt_one_is_named(
     labelled: Path, run_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path, model = run_dir / "event_rule.json", run_dir / "model.keras"
+    folder = RunFolder(run_dir)
+    path, metadata = folder.event_rule, read_metadata(folder.model)
     values: dict[str, Any] = {"smoothing_sec": 0, "high": 0.6, "low": 0.5, "min_sec": 0}
     fitted = {"window_sec": 1, "hop_sec": 0.5, "model_sha256": "other", "rule": values}
     path.write_text(json.dumps(fitted))
-    assert choose_detection(path, model, read_metadata(model)).rule == EventRule(**values)
+    assert choose_detection(folder, metadata).rule == EventRule(**values)
     assert "was fitted to another model" in caplog.text
     for text in ("{", "[]", json.dumps(fitted | {"hop_sec": 0}), json.dumps(fitted | {"x": 1})):
         path.write_text(text)
         with pytest.raises(RuleFileError, match="event_rule.json is corrupt"):
-            choose_detection(path, model, read_metadata(model))
+            choose_detection(folder, metadata)

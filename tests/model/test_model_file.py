@@ -26,6 +26,7 @@ from vidpipe.model.model_file import (
     load_model,
     load_weights,
     precision_of,
+    read_metadata,
     save_model,
 )
 from vidpipe.training.precision import dtype_policy
@@ -33,7 +34,9 @@ from vidpipe.training.precision import dtype_policy
 Build = Callable[..., FusedModel]
 Inputs = dict[str, np.ndarray]
 CLASSES = ("a", "b", "c")
-METADATA = ModelMetadata(CLASSES, ClipConfig(num_frames=6, image_size=32), 4)
+METADATA = ModelMetadata(
+    CLASSES, ClipConfig(num_frames=6, image_size=32), 4, clip_sec=(1.5, 2, 3), background="b"
+)
 
 
 def test_the_spec_has_the_frames_that_the_model_takes() -> None:
@@ -48,7 +51,7 @@ def test_save_and_load(build: Build, inputs: Inputs, tmp_path: Path, synced: set
     assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
     assert {path.stat().st_ino for path in (tmp_path, tmp_path / "model.keras")} <= synced
     loaded, metadata = load_model(tmp_path / "model.keras")
-    assert metadata == METADATA
+    assert metadata == read_metadata(tmp_path / "model.keras") == METADATA
     assert (loaded(inputs).numpy() == model(inputs).numpy()).all()
 
 
@@ -89,6 +92,9 @@ def test_a_file_of_version_0_1_without_num_frames_takes_all_stored_frames(
         ({"num_frames": "4"}, "num_frames is '4'"),
         ({"num_frames": 3}, r"its frames have the shape \(4, 32, 32, 3\), its metadata say \(3, 32, 32, 3\)"),
         ({"num_frames": 7}, "num_frames"),
+        ({"clip_sec": [1, 2]}, "not enough values"),
+        ({"clip_sec": [1, 2, "x"]}, "could not convert string to float"),
+        ({"background": "z"}, "background is 'z'"),
         ({"clip": None}, "ClipConfig is None instead of an object"),
         ({"clip": {"num_frames": "6"}}, "num_frames has a value of another type: '6'"),
         ({"clip": {"num_frames": True}}, "num_frames has a value of another type: True"),

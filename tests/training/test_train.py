@@ -144,7 +144,7 @@ def test_fine_tuning_changes_the_block_and_those_above_only(
     assert _changed_blocks(tmp_path, start) == {f"block{number}" for number in range(lowest, 6)}
 
 
-def test_a_run_writes_its_artifacts(finished: RunFolder) -> None:
+def test_a_run_writes_its_artifacts(finished: RunFolder, dataset: Dataset) -> None:
     assert sorted(path.name for path in finished.path.iterdir()) == [
         ".lock", "checkpoints", "config.json", "history.csv", "history.png", "metrics.json", "model.keras",
         "tensorboard",
@@ -165,6 +165,7 @@ def test_a_run_writes_its_artifacts(finished: RunFolder) -> None:
         metadata = json.loads(archive.read("vidpipe.json"))
     assert metadata["classes"] == ["long", "short"]
     assert (metadata["clip"]["num_frames"], metadata["num_frames"]) == (4, 4)
+    assert (metadata["clip_sec"], metadata["background"]) == (list(dataset.clip_sec("train") or ()), None)
 
 
 def test_a_frozen_run_is_cross_fitted(finished: RunFolder) -> None:

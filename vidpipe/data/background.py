@@ -29,7 +29,7 @@ def add_background(
 ) -> list[VideoRow]:
     """Adds clips of a background class, drawn from the time without a label.
 
-    A video gets `ratio` times as many as it has moments, with the lengths of these, at random places that
+    A video gets `ratio` times as many as it has moments, with the lengths of these, at random times that
     do not overlap. A clip is in the split and the group of the moment that is nearest to it. Which clips are
     drawn depends on the moments of its video and on the seed only.
 
@@ -40,10 +40,10 @@ def add_background(
       name: of the class. Moments with this label are counted as background that is there already.
       ratio: background clips per moment.
       margin_sec: time before and after each moment that is left out, seconds.
-      seed: of the places.
+      seed: of the random times.
 
     Raises:
-      ManifestError: there are no moments.
+      ManifestError: there are no moments, or no time for any background.
     """
     chosen: dict[str, list[VideoRow]] = defaultdict(list)
     for row in rows:
@@ -63,9 +63,8 @@ def add_background(
     num_wanted = 0
     for video, moments in sorted(chosen.items()):
         path = moments[0].path
-        there = [row for row in moments if row.label_name == name]
         sources = [row for row in moments if row.label_name != name]
-        wanted = max(0, round(ratio * len(sources)) - len(there))
+        wanted = max(0, round(ratio * len(sources)) - (len(moments) - len(sources)))
         if path not in lengths or not wanted:
             continue
         num_wanted += wanted
@@ -73,6 +72,11 @@ def add_background(
             nearest = moments[int(np.argmin([_distance(row.moment, moment) for row in moments]))]
             clip = VideoRow(f"{video}{moment}", path, name, nearest.split, nearest.group, moment)
             added.append(clip)
+    if not added and all(row.label_name != name for row in rows):
+        raise ManifestError(
+            f"There is no time for background clips: the videos are labelled, or within {margin_sec:g} s of "
+            "a label, or cannot be read. Lower background_margin_sec, or leave background out."
+        )
     _log.info("Added %d background clips of the class %s.", len(added), name)
     if len(added) < num_wanted:
         _log.warning(
@@ -100,7 +104,7 @@ def _draw(
     random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
     lengths = [row.moment.length for row in sources if row.moment is not None]
     drawn = random.permutation(np.resize(lengths, wanted))
-    for size in sorted(drawn.tolist(), reverse=True):  # the longest first: they fit in fewer places
+    for size in sorted(drawn.tolist(), reverse=True):  # the longest first: they fit in fewer stretches
         room = np.array([max(0.0, stop - start - size) for start, stop in free])
         fits = np.array([stop - start >= size for start, stop in free], bool)
         if not fits.any():

@@ -60,6 +60,10 @@ class Dataset:
         """Lists the rows of videos.csv of a split's clips, in the order of its records."""
         return shards.clip_rows(self.read_dir, split, sha256=self.info.videos_sha256)
 
+    def video_rows(self) -> list[dict[str, str]]:
+        """Lists all rows of videos.csv, also those of skipped videos."""
+        return shards.read_videos(self.read_dir, sha256=self.info.videos_sha256)
+
     def video_ids(self, split: str) -> list[str]:
         """Lists the video_ids of a split's clips, in the order of its records."""
         return [row["video_id"] for row in self.clip_rows(split)]

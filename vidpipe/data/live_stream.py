@@ -19,7 +19,7 @@ from vidpipe.config import ClipConfig, ConfigError
 from vidpipe.data import process_pool
 from vidpipe.data.pixels import PixelConverter, PixelError, write_resized
 from vidpipe.data.skip_reason import Failure, SkipReason, VideoReadError
-from vidpipe.data.video_file import MAX_FRAME_PIXELS
+from vidpipe.data.video_file import MAX_FRAME_PIXELS, METADATA_OPTIONS
 from vidpipe.errors import VidpipeError
 
 # A pause of the stream, or a jump of its timestamps, that no window may span.
@@ -44,8 +44,6 @@ _PROTOCOLS = {
 # one: it makes FFmpeg wait for a caller.
 _TIMEOUT_OPTIONS = {"http": "rw_timeout", "https": "rw_timeout", "tcp": "rw_timeout", "rtmp": "rw_timeout"}
 _FORMATS = "rtsp,hls,mpegts,flv,mpjpeg,mjpeg,h264,hevc,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,ogg,asf"
-# PyAV before 19 fails at metadata that is not UTF-8, unless it is told to replace it.
-_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 class LiveStreamError(VidpipeError):
@@ -205,7 +203,7 @@ def decode_stream(source: LiveSource, clip: ClipConfig, timeout_sec: float) -> I
             source.url,
             format=None if source.scheme else "v4l2",
             options=_options(source.scheme, timeout_sec),
-            **_METADATA,
+            **METADATA_OPTIONS,
         ) as container:
             yield from _frames(source, container, clip)
     except av.error.MemoryError:

@@ -64,7 +64,8 @@ def read_manifest(
     if config.ucf101_lists is not None or config.train_manifest is not None:
         rows = list(_locate(rows, tree, is_flat=config.ucf101_lists is not None))
     rows = _with_common_groups(_with_listed_splits(rows), tree.files)
-    if config.background is not None and measure is not None:
+    if config.background is not None:
+        assert measure is not None
         rows = add_background(
             rows,
             listed,

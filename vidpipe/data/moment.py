@@ -12,7 +12,7 @@ _FRAGMENT = re.compile(r"#(t|frames)=([\d.]+),([\d.]+)")
 
 
 class MomentError(ValueError):
-    """A time stamp or a moment makes no sense; the message is a sentence without the place."""
+    """A time stamp or a moment makes no sense; the message does not name file and line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +40,14 @@ class Moment:
             raise MomentError(f"the moment {self.span} {what}{hint}")
 
     def __str__(self) -> str:
-        return f"#{'frames' if self.in_frames else 't'}={_number(self.start)},{_number(self.end)}"
+        return f"#{'frames' if self.in_frames else 't'}={format_number(self.start)},{format_number(self.end)}"
 
     @property
     def span(self) -> str:
         """The moment in words, such as `1.5 to 3 s`."""
         if self.in_frames:
-            return f"from frame {_number(self.start)} to {_number(self.end)}"
-        return f"{_number(self.start)} to {_number(self.end)} s"
+            return f"from frame {format_number(self.start)} to {format_number(self.end)}"
+        return f"{format_number(self.start)} to {format_number(self.end)} s"
 
     @property
     def length(self) -> float:
@@ -89,7 +89,7 @@ def parse_seconds(text: str) -> float:
     if clock is not None:
         return round(3600 * int(clock[1]) + 60 * int(clock[2]) + float(clock[3]), 6)
     if _SECONDS.fullmatch(text) is None:
-        raise MomentError(f"{text!r} is no time; write seconds (75.25) or h:mm:ss.mmm (0:01:15.250)")
+        raise MomentError(f"{text!r} is not a time; write seconds (75.25) or h:mm:ss.mmm (0:01:15.250)")
     return round(float(text), 6)
 
 
@@ -97,12 +97,17 @@ def parse_frame(text: str) -> float:
     """Reads the number of a frame, from 0.
 
     Raises:
-      MomentError: it is none.
+      MomentError: it is not a frame number.
     """
     if not (text.isascii() and text.isdigit()):
-        raise MomentError(f"{text!r} is no number of a frame; frames are counted from 0")
+        raise MomentError(f"{text!r} is not a frame number; frames are counted from 0")
     return float(text)
 
 
-def _number(value: float) -> str:
+def format_number(value: float) -> str:
+    """Formats a plain decimal number with at most 6 decimals and no trailing zeros.
+
+    >>> format_number(1.50), format_number(1e-7), format_number(1200000)
+    ('1.5', '0', '1200000')
+    """
     return f"{value:.6f}".rstrip("0").rstrip(".")

@@ -166,7 +166,7 @@ class _Frames:
 
 
 def _frames_of(file: VideoFile, *, in_order: bool = False) -> _Frames:
-    """Finds the frames of a video by its packets where they tell, otherwise by decoding all."""
+    """Finds the frames of a video by its packets where these are reliable, otherwise by decoding all."""
     if file.order is not None and not in_order:
         packets, is_damaged = file.order, np.zeros(len(file.order), bool)
     else:

@@ -6,6 +6,7 @@ importable by name, from modules that do not import TensorFlow.
 
 import contextlib
 import multiprocessing
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -174,7 +175,12 @@ def stream(
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_all, args=(sender, memory_mb, function, arguments), daemon=True)
-    process.start()
+    # Ctrl-C at a terminal goes to both processes. Ours ends the other one, which would print a traceback.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     sender.close()  # the process has its own copy; while ours is open, its death would not be noticed
     try:
         while receiver.poll(timeout_sec):

@@ -53,7 +53,9 @@ _OPTIONS = {
     "format_whitelist": f"{_VIDEO_FORMATS},{_SOUND_FORMATS}",
 }
 # PyAV before 19 fails at metadata that is not UTF-8, unless it is told to replace it.
-_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+METADATA_OPTIONS: dict[str, Any] = (
+    {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+)
 # They store when each frame is shown, and mark keyframes reliably. Elsewhere (MPEG streams, most AVI files) a
 # seek gives neighbouring frames.
 _SEEKABLE_FORMATS = frozenset({"mov", "matroska"})
@@ -372,7 +374,7 @@ def open_video(path: str, *, max_pixels: int = MAX_FRAME_PIXELS) -> Iterator[Vid
 @contextmanager
 def _open_stream(path: str, max_pixels: int) -> Iterator[tuple[Any, av.VideoStream]]:
     # With "file:", a colon in the name is no address and a dash at its start no option.
-    with av.open(f"file:{path}", options=_OPTIONS, **_METADATA) as container:
+    with av.open(f"file:{path}", options=_OPTIONS, **METADATA_OPTIONS) as container:
         stream = _choose_stream(path, container, max_pixels)
         for other in container.streams:
             if other is not stream:

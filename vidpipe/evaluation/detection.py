@@ -16,6 +16,7 @@ from vidpipe.errors import VidpipeError
 from vidpipe.evaluation.events import EventRule, default_rule
 from vidpipe.model.model_file import ModelMetadata
 from vidpipe.storage import files
+from vidpipe.training.run_folder import RunFolder
 
 _UNKNOWN_CLIP_SEC = 2.0
 # A window that is shorter or longer than nearly all training clips by more than this factor is far from them.
@@ -45,8 +46,7 @@ class Detection:
 
 
 def choose_detection(
-    rule_file: Path,
-    model_file: Path,
+    folder: RunFolder,
     metadata: ModelMetadata,
     *,
     window_sec: float | None = None,
@@ -56,9 +56,8 @@ def choose_detection(
     """Returns the windows and the rule for a run; logs what does not fit.
 
     Args:
-      rule_file: event_rule.json, which may not exist.
-      model_file: model.keras.
-      metadata: of the model.
+      folder: of the run; it may have no event_rule.json.
+      metadata: of its model.
       window_sec: None for the fitted length, or that of the training clips.
       hop_sec: None for the fitted one, or half of a window.
       use_fitted: whether event_rule.json is read.
@@ -66,24 +65,22 @@ def choose_detection(
     Raises:
       RuleFileError: event_rule.json is corrupt.
     """
-    fitted = read_detection(rule_file) if use_fitted and rule_file.exists() else None
-    if fitted is not None and fitted.model_sha256 != files.sha256_of(model_file):
-        _log.warning("%s was fitted to another model than %s: fit it again.", rule_file, model_file)
+    fitted = read_detection(folder.event_rule) if use_fitted and folder.event_rule.exists() else None
+    if fitted is not None and fitted.model_sha256 != files.sha256_of(folder.model):
+        _log.warning("%s was fitted to another model than %s: fit it again.", folder.event_rule, folder.model)
     if window_sec is None:
         clip_sec = metadata.clip_sec[1] if metadata.clip_sec else _UNKNOWN_CLIP_SEC
         window_sec = fitted.window_sec if fitted else clip_sec
     if hop_sec is None:
-        is_fitted = fitted is not None and fitted.window_sec == window_sec
-        hop_sec = fitted.hop_sec if fitted is not None and is_fitted else window_sec / 2
+        hop_sec = fitted.hop_sec if fitted and fitted.window_sec == window_sec else window_sec / 2
     _check_time_scale(window_sec, metadata)
     if fitted is None:
         rule = dataclasses.replace(default_rule(hop_sec), background=metadata.background)
         return Detection(window_sec=window_sec, hop_sec=hop_sec, rule=rule)
     if (window_sec, hop_sec) != (fitted.window_sec, fitted.hop_sec):
         _log.warning(
-            "The event rule was fitted to windows of %g s every %g s, not of %g s every %g s: fit it "
-            "again, or leave window_sec and hop_sec "
-            "out.", fitted.window_sec, fitted.hop_sec, window_sec, hop_sec,
+            "The event rule was fitted to windows of %g s every %g s, not of %g s every %g s: fit it again, "
+            "or leave window_sec and hop_sec out.", fitted.window_sec, fitted.hop_sec, window_sec, hop_sec,
         )  # fmt: skip
     return dataclasses.replace(fitted, window_sec=window_sec, hop_sec=hop_sec)
 

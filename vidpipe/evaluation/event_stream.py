@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vidpipe.evaluation.events import Event, EventRule, smooth
+from vidpipe.evaluation.events import Event, EventRule, borders, smooth
 
 _MICROSECOND = 1e-6  # as in `events`
 
@@ -15,6 +15,10 @@ class _Window(NamedTuple):
     start_sec: float
     end_sec: float
     probabilities: np.ndarray
+
+    @property
+    def bounds(self) -> np.ndarray:
+        return np.array([self.start_sec, self.end_sec])
 
     @property
     def centre(self) -> float:
@@ -38,7 +42,7 @@ class EventStream:
         self._reach = rule.smoothing_sec / 2 + _MICROSECOND
         self._windows: deque[_Window] = deque()
         self._num_settled = 0  # of `_windows`
-        self._last_centre = -np.inf  # of the windows that are settled
+        self._last: _Window | None = None  # of those that are settled
         self._end_sec = -np.inf  # of their time
         # For each class, the event that was open at `_end_sec`.
         self._is_event = np.array([name != rule.background for name in classes])
@@ -74,22 +78,24 @@ class EventStream:
         while self._num_settled < len(self._windows):
             window = self._windows[self._num_settled]
             is_last = self._num_settled + 1 == len(self._windows)
-            next_centre = horizon_sec if is_last else self._windows[self._num_settled + 1].centre
-            between = (window.centre + next_centre) / 2
-            if horizon_sec <= window.centre + self._reach or (is_last and between < window.end_sec):
+            if horizon_sec <= window.centre + self._reach:
                 break
-            # The time of a window, as in `merge_windows`: half way to its neighbours, and not beyond itself.
-            start_sec = max(window.start_sec, (self._last_centre + window.centre) / 2)
-            end_sec = min(window.end_sec, between)
+            if is_last and (window.centre + horizon_sec) / 2 < window.end_sec:
+                break
+            start_sec, end_sec = window.start_sec, window.end_sec
+            if self._last is not None:
+                start_sec = float(borders(self._last.bounds, window.bounds)[1])
+            if not is_last:
+                end_sec = float(borders(window.bounds, self._windows[self._num_settled + 1].bounds)[0])
             ended += self._extend(start_sec, end_sec, self._smoothed())
-            self._last_centre = window.centre
+            self._last = window
             self._num_settled += 1
         self._forget(horizon_sec)
         return ended
 
     def _smoothed(self) -> np.ndarray:
         """Smooths the first window that is not settled; float64 [C]."""
-        bounds = np.array([window[:2] for window in self._windows])
+        bounds = np.stack([window.bounds for window in self._windows])
         probabilities = np.stack([window.probabilities for window in self._windows])
         return smooth(bounds, probabilities, self._rule.smoothing_sec)[self._num_settled]
 

@@ -155,6 +155,25 @@ def smooth(bounds: np.ndarray, probabilities: np.ndarray, smoothing_sec: float) 
     return ((sums[stop] - sums[first]) / (stop - first)[:, np.newaxis]).round(9)
 
 
+def borders(earlier: np.ndarray, later: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where the time of each earlier window ends, and that of the window after it starts.
+
+    Windows that overlap or touch share a border, half way between their centres if both reach that far. Time
+    in no window, such as where nothing could be decoded, belongs to neither.
+
+    Args:
+      earlier: float64 [..., 2], start and end in seconds.
+      later: float64 [..., 2].
+
+    Returns:
+      float64 [...] each, seconds.
+    """
+    between = (earlier.mean(axis=-1) + later.mean(axis=-1)) / 2
+    end_sec = np.minimum(np.maximum(between, later[..., 0]), earlier[..., 1])
+    start_sec = np.maximum(np.minimum(between, earlier[..., 1]), later[..., 0])
+    return end_sec, start_sec
+
+
 def stretches(bounds: np.ndarray, scores: np.ndarray, is_inside: np.ndarray) -> Stretches:
     """Finds, for each class, the longest stretches of time in which all windows are inside.
 
@@ -205,15 +224,7 @@ def _events(
 
 
 def _cells(bounds: np.ndarray) -> np.ndarray:
-    """Divides the time among the windows: float64 [n, 2], seconds.
-
-    Windows that overlap or touch share a border, half way between their centres if both reach that far. Time
-    in no window, such as where nothing could be decoded, is left out.
-    """
-    starts, ends = bounds.T
-    centres = bounds.mean(axis=1)
-    between = (centres[1:] + centres[:-1]) / 2
+    """Divides the time among the windows at `borders`: float64 [n, 2], seconds."""
     cells = bounds.astype(np.float64)
-    cells[1:, 0] = np.maximum(np.minimum(between, ends[:-1]), starts[1:])
-    cells[:-1, 1] = np.minimum(np.maximum(between, starts[1:]), ends[:-1])
+    cells[:-1, 1], cells[1:, 0] = borders(bounds[:-1], bounds[1:])
     return cells

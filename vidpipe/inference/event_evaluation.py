@@ -62,20 +62,11 @@ def evaluate_events(config: EventEvaluationConfig) -> EventEvaluation:
     classes, background = classifier.metadata.classes, classifier.metadata.background
     detection = _detection(config, classifier, use_fitted=True)
     windows = _predict(classifier, labelled, config, detection)
-    found, naive = (
-        [
-            VideoEvents(
-                video=each.video,
-                duration_sec=float(each.bounds[-1, 1]),
-                labelled=list(each.labelled),
-                predicted=events,
-            )
-            for each, events in zip(windows, of_videos, strict=True)
-        ]
-        for of_videos in (
-            [merge_windows(each.bounds, each.probabilities, classes, detection.rule) for each in windows],
-            [naive_events(each.bounds, each.probabilities, classes, background) for each in windows],
-        )
+    found = _with_events(
+        windows, [merge_windows(each.bounds, each.probabilities, classes, detection.rule) for each in windows]
+    )
+    naive = _with_events(
+        windows, [naive_events(each.bounds, each.probabilities, classes, background) for each in windows]
     )
     event_classes = [name for name in classes if name != background]
     metrics = compute_event_metrics(found, event_classes)
@@ -123,14 +114,24 @@ def fit_events(config: EventEvaluationConfig) -> RuleFit:
 def labelled_events(dataset: Dataset, split: str) -> dict[str, list[Event]]:
     """Returns the labelled events of each video of a split, without background, by the video's name.
 
+    Moments that the conversion skipped are logged: they are missing among the events.
+
     Raises:
-      EventEvaluationError: there are none.
+      EventEvaluationError: there are none, or a video has moments in other splits too.
     """
     background = dataset.info.settings.get("background")
     events: dict[str, list[Event]] = defaultdict(list)
-    for row in dataset.clip_rows(split):
+    splits: dict[str, set[str]] = defaultdict(set)
+    skipped: list[str] = []
+    for row in dataset.video_rows():
         video, moment = split_id(row["video_id"])
-        if moment is None or not row.get("end_sec"):
+        if moment is None:
+            continue
+        splits[video].add(row["split"])
+        if row["split"] != split:
+            continue
+        if row["status"] != "ok":
+            skipped.append(row["video_id"])
             continue
         of_video = events[video]
         if row["label"] != background:
@@ -140,6 +141,18 @@ def labelled_events(dataset: Dataset, split: str) -> dict[str, list[Event]]:
             f"{dataset.data_dir} has no {split} moments. Convert lists with the columns start and end; whole "
             "videos of that split are kept for it with the column split, or with --val_fraction."
         )
+    for video in events:
+        if len(splits[video]) > 1:
+            raise EventEvaluationError(
+                f"{video} has moments in {' and '.join(sorted(splits[video]))}. Events are compared over "
+                "whole videos: list all moments of a video in one split, and convert again."
+            )
+    if skipped:
+        _log.warning(
+            "%d %s moments were skipped by the conversion, such as %s, and are not among the "
+            "labelled events.",
+            len(skipped), split, skipped[0],
+        )  # fmt: skip
     return dict(sorted(events.items()))
 
 
@@ -159,10 +172,8 @@ def _detection(config: EventEvaluationConfig, classifier: Classifier, *, use_fit
             "The model has no background class, so it finds an event at any time. Convert with "
             "--background=NAME to train one."
         )
-    folder = RunFolder(Path(config.run_dir))
     return choose_detection(
-        folder.event_rule,
-        folder.model,
+        RunFolder(Path(config.run_dir)),
         classifier.metadata,
         window_sec=config.window_sec,
         hop_sec=config.hop_sec,
@@ -199,3 +210,16 @@ def _predict(
         bounds, probabilities = as_arrays(windows, classifier.metadata.classes)
         found.append(LabelledWindows(video=path, bounds=bounds, probabilities=probabilities, labelled=events))
     return found
+
+
+def _with_events(windows: Sequence[LabelledWindows], events: Sequence[list[Event]]) -> list[VideoEvents]:
+    """Puts the predicted events of each video beside its labelled ones."""
+    return [
+        VideoEvents(
+            video=each.video,
+            duration_sec=float(each.bounds[-1, 1]),
+            labelled=each.labelled,
+            predicted=predicted,
+        )
+        for each, predicted in zip(windows, events, strict=True)
+    ]

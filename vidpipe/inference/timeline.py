@@ -148,13 +148,8 @@ def as_arrays(windows: Sequence[WindowPrediction], classes: Sequence[str]) -> tu
 def detection_of(config: PredictionConfig) -> Detection:
     """Returns the windows and the event rule of a run, see `detection.choose_detection`."""
     folder = RunFolder(Path(config.run_dir))
-    return choose_detection(
-        folder.event_rule,
-        folder.model,
-        read_metadata(folder.model),
-        window_sec=config.window_sec,
-        hop_sec=config.hop_sec,
-    )
+    metadata = read_metadata(folder.model)
+    return choose_detection(folder, metadata, window_sec=config.window_sec, hop_sec=config.hop_sec)
 
 
 def write_timelines(config: PredictionConfig, paths: Sequence[str]) -> Iterator[Timeline]:

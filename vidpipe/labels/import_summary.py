@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from vidpipe.config import SPLITS
-from vidpipe.labels.label_file import FRAMES, LabelledMoment, Labels, number
+from vidpipe.data.moment import format_number
+from vidpipe.labels.label_file import FRAMES, LabelledMoment, Labels
 
 _NUM_EXAMPLES = 3
 
@@ -37,7 +38,7 @@ def _classes(moments: list[LabelledMoment]) -> Iterator[str]:
             if moment.start is not None and moment.end is not None:
                 unit = "frames" if moment.unit == FRAMES else "s"
                 totals[unit] = totals.get(unit, 0) + moment.end - moment.start
-        lengths = [f"{number(round(total, 3))} {unit}" for unit, total in totals.items()]
+        lengths = [f"{format_number(round(total, 3))} {unit}" for unit, total in totals.items()]
         num_whole = sum(moment.start is None for moment in found)
         lengths += [f"{num_whole} whole videos"] if num_whole else []
         yield f"  {name:{width}}  {len(found):5} moments  {', '.join(lengths)}"

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from vidpipe.data.moment import format_number
 from vidpipe.errors import VidpipeError
 
 SECONDS, FRAMES = "sec", "frame"
@@ -92,8 +93,8 @@ class LabelledMoment:
         if self.start is None or self.end is None:
             return "the whole video"
         if self.unit == FRAMES:
-            return f"frames {number(self.start)} to {number(self.end)}"
-        return f"{number(self.start)} to {number(self.end)} s"
+            return f"frames {format_number(self.start)} to {format_number(self.end)}"
+        return f"{format_number(self.start)} to {format_number(self.end)} s"
 
 
 @dataclass(frozen=True)
@@ -118,22 +119,13 @@ class Labels:
         self.unused.append(Unused(reason, where, video, label))
 
 
-def number(value: float) -> str:
-    """Writes a plain decimal number with at most 6 decimals and no trailing zeros.
-
-    >>> number(1.50), number(1e-7), number(1200000)
-    ('1.5', '0', '1200000')
-    """
-    return f"{value:.6f}".rstrip("0").rstrip(".")
-
-
 def class_name(text: str | None) -> str:
     """Returns a class name with single spaces: typed names may have line breaks."""
     return " ".join((text or "").split())
 
 
 def merged(stretches: Iterable[tuple[float, float, str]]) -> Iterator[tuple[float, float, str]]:
-    """Joins stretches (start, end, where) that overlap or touch; each keeps the place of its first one.
+    """Joins stretches (start, end, where) that overlap or touch; each keeps the `where` of its first one.
 
     >>> list(merged([(5, 7, "c"), (0, 2, "a"), (2, 4, "b")]))
     [(0, 4, 'a'), (5, 7, 'c')]

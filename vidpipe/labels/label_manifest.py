@@ -4,7 +4,8 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from vidpipe.labels.label_file import FRAMES, SECONDS, LabelFileError, LabelledMoment, Unused, number
+from vidpipe.data.moment import format_number
+from vidpipe.labels.label_file import FRAMES, SECONDS, LabelFileError, LabelledMoment, Unused
 from vidpipe.storage import files
 
 MANIFEST_COLUMNS = ("video_name", "tag")
@@ -46,7 +47,9 @@ def write_manifest(path: Path, moments: Sequence[LabelledMoment]) -> None:
         for moment in moments:
             row = {"video_name": moment.video, "tag": moment.label, "split": moment.split or ""}
             if moment.start is not None and moment.end is not None:
-                row |= dict(zip(_TIMES[moment.unit], map(number, (moment.start, moment.end)), strict=True))
+                row |= dict(
+                    zip(_TIMES[moment.unit], map(format_number, (moment.start, moment.end)), strict=True)
+                )
             writer.writerow(row)
 
 

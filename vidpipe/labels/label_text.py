@@ -48,7 +48,7 @@ def expect_time(value: Any, where: str, what: str) -> float:
     """Returns a JSON number of seconds, rounded to microseconds.
 
     Raises:
-      LabelFileError: it is no number.
+      LabelFileError: it is not a number.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
