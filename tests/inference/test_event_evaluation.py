@@ -133,9 +133,9 @@ def test_windows_are_as_long_as_the_clips_and_others_are_named(
     for window_sec in (1, 10):  # half of the shortest clips, and twice the longest
         choose_detection(folder, metadata, window_sec=window_sec)
         assert not caplog.messages
-    for window_sec in (0.9, 10.1):
-        choose_detection(folder, metadata, window_sec=window_sec)
-        assert f"Windows of {window_sec:g} s are far from the clips" in caplog.messages.pop()
+    for too_far in (0.9, 10.1):
+        choose_detection(folder, metadata, window_sec=too_far)
+        assert f"Windows of {too_far:g} s are far from the clips" in caplog.messages.pop()
         caplog.clear()
 
 
