@@ -130,19 +130,19 @@ def test_of_a_cut_video_the_moments_before_the_cut_are_read(tmp_path: Path) -> N
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths that are opened as videos, and `decoded` each time a frame is."""
     events: list[str] = []
-    open_stream, pictures = video_file._open_stream, video_file.VideoFile._pictures
+    open_stream, decode = video_file._open_stream, video_file._decode
 
     def recorded_open(path: str, max_pixels: int) -> Any:
         events.append(path)
         return open_stream(path, max_pixels)
 
-    def recorded_pictures(*arguments: Any) -> Any:
-        found = pictures(*arguments)
+    def recorded_decode(*arguments: Any) -> Any:
+        found = decode(*arguments)
         events.extend(["decoded"] * len(found))
         return found
 
     monkeypatch.setattr(video_file, "_open_stream", recorded_open)
-    monkeypatch.setattr(video_file.VideoFile, "_pictures", recorded_pictures)
+    monkeypatch.setattr(video_file, "_decode", recorded_decode)
     return events
 
 

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -95,47 +96,95 @@ def test_wanted_frames_equal_those_of_a_full_decode(
             assert file.num_frames == len(complete)
             assert file.loss.num_missing == 0
             if file.order is not None:
-                wanted = np.array(sorted(data.draw(st.sets(st.integers(0, len(complete) - 1), min_size=1))))
-                frames = list(file.decode(wanted))
-                assert [frame.index for frame in frames] == wanted.tolist()
-                for frame in frames:
-                    assert (frame.picture.to_ndarray() == complete[frame.index]).all()
+                sets = st.sets(st.integers(0, len(complete) - 1), min_size=1)
+                for numbers in data.draw(st.lists(sets, min_size=1, max_size=4)):
+                    wanted = np.array(sorted(numbers))
+                    frames = list(file.decode(wanted, stay=data.draw(st.booleans())))
+                    assert [frame.index for frame in frames] == wanted.tolist()
+                    for frame in frames:
+                        assert (frame.picture.to_ndarray() == complete[frame.index]).all()
                 times, known = file.frame_times(file.order)
                 steps_taken = np.diff(timestamps) / 25
                 np.testing.assert_allclose(np.diff(times), steps_taken, atol=0.0011)  # MKV: milliseconds
                 assert known
 
 
+@pytest.fixture
+def fed(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """The numbers of the packets that are decoded; None where the decoder is emptied."""
+    numbers: list[int | None] = []
+    decode = video_file._decode
+
+    def recorded(decoder: Any, packet: av.Packet | None, number: int = 0) -> list[av.VideoFrame]:
+        numbers.append(None if packet is None else number)
+        return decode(decoder, packet, number)
+
+    monkeypatch.setattr(video_file, "_decode", recorded)
+    return numbers
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
 @pytest.mark.parametrize("kept", [True, False])
 def test_only_groups_of_pictures_with_a_wanted_frame_are_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, kept: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fed: list[int | None], suffix: str, kept: bool
 ) -> None:
-    write_coded_video(
-        tmp_path / f"a.{suffix}",
-        "libx264",
-        "yuv420p",
-        _FRAMES,
-        options={"g": "5", "bf": "0", "sc_threshold": "0"},
-    )
+    path = tmp_path / f"a.{suffix}"
+    write_coded_video(path, "libx264", "yuv420p", _FRAMES, options={"g": "5", "bf": "0", "sc_threshold": "0"})
     if not kept:
         monkeypatch.setattr("vidpipe.data.video_file._MAX_KEPT_BYTES", 0)
-    fed = []
-    pictures = VideoFile._pictures
-
-    def recorded(self: VideoFile, packet: av.Packet | None, number: int = 0) -> list[av.VideoFrame]:
-        fed.append(number)
-        return pictures(self, packet, number)
-
-    monkeypatch.setattr(
-        VideoFile,
-        "_pictures",
-        recorded,
-    )
-    with open_video(str(tmp_path / f"a.{suffix}")) as file:
+    with open_video(str(path)) as file:
         assert [frame.index for frame in file.decode(np.array([11, 32]))] == [11, 32]
-    # A zero is the end of a group, where the decoder gives what it holds.
-    assert fed == [10, 11, 0, 30, 31, 32, 0]
+    assert fed == [10, 11, None, 30, 31, 32, None]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_next_call_goes_on_where_the_decoder_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fed: list[int | None], kept: bool
+) -> None:
+    path = tmp_path / "a.mp4"
+    options = {"g": "10", "bf": "0", "sc_threshold": "0"}
+    write_coded_video(path, "libx264", "yuv420p", _FRAMES, options=options)
+    if not kept:
+        monkeypatch.setattr("vidpipe.data.video_file._MAX_KEPT_BYTES", 0)
+    with open_video(str(path)) as file:
+
+        def decode(*indices: int, stay: bool = True) -> list[int | None]:
+            fed.clear()
+            assert [frame.index for frame in file.decode(np.array(indices), stay=stay)] == list(indices)
+            return fed
+
+        assert decode(1, 3) == [0, 1, 2, 3]
+        assert decode(4) == [4]
+        assert decode(6, 8) == [5, 6, 7, 8]
+        assert decode(8, 9) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]  # 8 has been returned
+        assert decode(22) == [20, 21, 22]  # another keyframe
+        assert decode(23, stay=False) == [23, None]
+        assert decode(24) == [20, 21, 22, 23, 24]  # an empty decoder cannot go on
+        if kept:
+            list(file.decode_in_order(Damage(file.packets, file.loss)))
+            assert decode(25) == [20, 21, 22, 23, 24, 25]
+
+
+def test_frames_that_the_decoder_holds_back_are_not_decoded_again(
+    tmp_path: Path, fed: list[int | None]
+) -> None:
+    """With two B-frames between others, frame 3 is stored before 1 and 2, and comes out after them."""
+    path = tmp_path / "a.mp4"
+    options = {"g": "50", "bf": "2", "b_strategy": "0", "b-pyramid": "none", "sc_threshold": "0"}
+    write_coded_video(path, "libx264", "yuv420p", _FRAMES, options=options)
+    with open_video(str(path)) as file:
+
+        def decode(index: int) -> None:
+            assert [frame.index for frame in file.decode(np.array([index]), stay=True)] == [index]
+
+        for index in range(40):
+            decode(index)
+        assert fed == [*range(40), None]  # at the end the decoder gives what it holds
+        fed.clear()
+        decode(8)
+        decode(7)  # it was left out on the way to frame 8
+        assert fed[0] == 0
+        assert fed.count(0) == 2
 
 
 def test_a_frame_that_is_not_where_its_packet_says_makes_decoding_in_order_decide(
@@ -362,14 +411,14 @@ def test_a_decoder_that_fails_at_the_end_loses_the_frames_that_it_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_coded_video(tmp_path / "a.ts", "mpeg2video", "yuv420p", brightness_frames(12), options={"bf": "0"})
-    pictures = VideoFile._pictures
+    decode = video_file._decode
 
-    def failing(self: VideoFile, packet: av.Packet | None, number: int = 0) -> list[av.VideoFrame]:
+    def failing(decoder: Any, packet: av.Packet | None, number: int = 0) -> list[av.VideoFrame]:
         if packet is None:
             raise video_file.ContradictionError
-        return pictures(self, packet, number)
+        return decode(decoder, packet, number)
 
-    monkeypatch.setattr(VideoFile, "_pictures", failing)
+    monkeypatch.setattr(video_file, "_decode", failing)
     clip = video.read_clip(str(tmp_path / "a.ts"), _ALL)
     assert frame_indices_of(clip.frames) == list(range(11))
     assert clip.info.frames_damaged == 1

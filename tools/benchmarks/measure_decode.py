@@ -10,6 +10,9 @@ read, head
 
 read, N s of H.264
     the same against OpenCV, on a generated video of 640 x 360 pixels with a keyframe every 10 s
+moments, N s of H.264
+    reading and encoding moments of 2 s, one of them every 3.6 s: a thousand in an hour, against decoding each
+    frame of the video once with PyAV and nothing else
 timeline, N s of H.264
     reading every window of the video, against decoding each of its frames once with PyAV and nothing else
 
@@ -32,8 +35,10 @@ from references import (
 )
 from video_folders import generate_long_video
 from vidpipe.config import ClipConfig, ConversionConfig
-from vidpipe.data import video
+from vidpipe.data import moment_reader, video
+from vidpipe.data.moment import Moment
 
+_MOMENT_SEC, _MOMENT_EVERY_SEC = 2, 3.6
 _ReadClip = Callable[[str, ClipConfig], object]
 
 
@@ -61,6 +66,10 @@ def measure(workload: Workload) -> Iterator[Row]:
             rounds = _compare([path], uniform, video.read_clip, read_with_opencv, workload.repeats)
             what = f"read, {seconds} s of H.264"
             yield make_row(what, unit="CPU ms/clip", reference="OpenCV", rounds=rounds)
+        seconds, path = list(long_videos.items())[-1]
+        rounds = _compare([path], uniform, partial(_read_moments, seconds), decode_everything, 1)
+        what = f"moments, {seconds} s of H.264"
+        yield make_row(what, unit="CPU ms/video", reference="bare decoding", rounds=rounds)
         seconds, path = list(long_videos.items())[1]
         rounds = _compare([path], uniform, _read_windows, decode_everything, workload.repeats)
         what = f"timeline, {seconds} s of H.264"
@@ -70,6 +79,13 @@ def measure(workload: Workload) -> Iterator[Row]:
 def _read_windows(path: str, clip: ClipConfig) -> None:
     for _ in video.read_windows(path, clip, 2, 1):
         pass
+
+
+def _read_moments(seconds: int, path: str, clip: ClipConfig) -> None:
+    for number in range(int(seconds / _MOMENT_EVERY_SEC)):
+        start = number * _MOMENT_EVERY_SEC
+        moment = Moment(start, start + _MOMENT_SEC)
+        moment_reader.read_encoded_clip(path, clip, "jpeg", ConversionConfig.jpeg_quality, moment)
 
 
 def _read_and_encode(path: str, clip: ClipConfig) -> object:

@@ -99,7 +99,9 @@ class _MomentReader:
             raise VideoReadError(self._path, SkipReason.DAMAGED, message)
         wanted = first + video.wanted_indices(clip, stop - first)
         buffer = video.FrameBuffer(self._file, wanted, clip, video.encoder(encoding, jpeg_quality))
-        for frame in self._file.decode(wanted) if self._is_exact else self._decode_in_order(wanted):
+        for frame in (
+            self._file.decode(wanted, stay=True) if self._is_exact else self._decode_in_order(wanted)
+        ):
             buffer.add(frame)
         buffer.finish(stop - first, num_damaged)
         span = self.frames.times_of(first, stop) if moment.in_frames else (moment.start, moment.end)
