@@ -205,7 +205,8 @@ class InProcessPool(ReaderPool):
     def __exit__(self, *_: object) -> None:
         pass
 
-    def _start(self, function: Callable[..., Any], arguments: Sequence[Any]) -> Future:
+    def _start(self, function: Callable[..., Any], arguments: Sequence[Any], num_videos: int = 1) -> Future:
+        del num_videos
         future: Future = Future()
         try:
             future.set_result(function(*arguments))

@@ -550,6 +550,22 @@ def test_a_decoder_that_is_killed_once_gets_a_second_attempt(
     assert committed_bytes(tmp_path / "out") == committed_bytes(Path(data_dir))
 
 
+@pytest.mark.usefixtures("in_process")
+def test_second_attempts_overwrite_no_clip_that_is_still_needed(
+    tmp_path: Path, conversion: MakeConversion, data_dir: str
+) -> None:
+    """Four videos in a row fail once, while the clips of those after them are waiting."""
+    reasons = [SkipReason.CHANGED] * 4
+
+    def read(path: str, clip: ClipConfig, encoding: str, quality: int) -> EncodedClip:
+        if reasons:
+            raise VideoReadError(path, reasons.pop(), "was changed while it was read")
+        return read_encoded_clip(path, clip, encoding, quality)
+
+    assert convert.convert(conversion(tmp_path / "out"), read=read).skipped == []
+    assert committed_bytes(tmp_path / "out") == committed_bytes(Path(data_dir))
+
+
 @pytest.mark.processes
 def test_a_video_that_needs_too_much_memory_affects_only_itself(
     tmp_path: Path, conversion: MakeConversion

@@ -75,8 +75,8 @@ class _FailingPool(InProcessPool):
         super().__init__(timeout_sec=3)
         self._errors = list(errors)
 
-    def _start(self, function: Callable[..., Any], arguments: Sequence[Any]) -> Future:
-        if arguments != ("a",) or not self._errors:
+    def _start(self, function: Callable[..., Any], arguments: Sequence[Any], num_videos: int = 1) -> Future:
+        if not (arguments == ("a",) or "a" in arguments[-1][0]) or not self._errors:
             return super()._start(function, arguments)
         future: Future = Future()
         future.set_exception(self._errors.pop(0))
@@ -101,6 +101,38 @@ def test_a_second_failure_is_final() -> None:
 def test_errors_of_the_code_are_raised() -> None:
     with pytest.raises(ZeroDivisionError):
         list(_FailingPool(ZeroDivisionError()).read_in_order(str.upper, ["a"], lambda request: (request,)))
+
+
+class _CountingPool(InProcessPool):
+    """Records how many requests each call has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[int] = []
+
+    def _start(self, function: Callable[..., Any], arguments: Sequence[Any], num_videos: int = 1) -> Future:
+        self.calls.append(num_videos)
+        return super()._start(function, arguments, num_videos)
+
+
+def test_requests_that_belong_together_are_read_by_one_process() -> None:
+    pool = _CountingPool()
+    requests = [*("a",) * 19, "b", "b", *".."]
+    keys = {"a": 1, "b": 2, ".": None}
+    results = pool.read_in_order(str.upper, requests, lambda request: (request,), lambda each: keys[each])
+    assert list(results) == [Result(request, value=request.upper()) for request in requests]
+    assert pool.calls == [8, 8, 3, 2, 1, 1]
+
+
+def test_a_fault_affects_none_that_are_read_in_the_same_call(tmp_path: Path) -> None:
+    for fault in ("crash", "garbage"):
+        (tmp_path / f"{fault}.avi").write_bytes(fault.encode())
+    write_brightness_video(tmp_path / "a.avi", 4)
+    requests = [tmp_path / f"{name}.avi" for name in ("a", "garbage", "crash", "a")]
+    with _pool(1, timeout_sec=30) as pool:
+        results = list(pool.read_in_order(content_read, requests, _arguments, lambda _: 0))
+    assert [result.request for result in results] == requests
+    assert [_outcome(result) for result in results] == [[0, 1, 2, 3], NO_VIDEO, CRASHED, [0, 1, 2, 3]]
 
 
 @pytest.mark.processes

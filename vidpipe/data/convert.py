@@ -83,13 +83,18 @@ class ConversionReport:
 
 @dataclass(frozen=True)
 class _Request:
-    """A video to read, and the state of its file before it is read.
+    """A video to read.
 
-    If the file is still being copied, its state changes, and the next run reads it again.
+    Attributes:
+      row: the video.
+      source: the state of its file before it is read. If the file is still being copied, its state changes,
+        and the next run reads it again.
+      temporary_paths: the file that each attempt to read it writes.
     """
 
     row: VideoRow
     source: SourceState
+    temporary_paths: list[str] = dataclasses.field(default_factory=list)
 
 
 _Result = Result[_Request, ClipRecord]
@@ -253,8 +258,7 @@ def _read_in_order(
     video_dir = config.manifest.video_dir.rstrip("/") or "/"
     rows = [row for plan in plans for row in plan.rows]
     labels = {name: index for index, name in enumerate(classes)}
-    # One more than are in use: a video's second attempt has another file than its first one.
-    paths = itertools.cycle([f"{records_dir}/{number}" for number in range(pool.max_in_flight + 1)])
+    new_paths, free_paths = (f"{records_dir}/{number}" for number in itertools.count()), list[str]()
 
     def requests() -> Iterator[_Request]:
         for row in rows:
@@ -263,12 +267,19 @@ def _read_in_order(
 
     def arguments(request: _Request) -> tuple[Any, ...]:
         row = request.row
+        temporary_path = free_paths.pop() if free_paths else next(new_paths)
+        request.temporary_paths.append(temporary_path)
         how = (read, f"{video_dir}/{row.path}", config.clip, config.encoding, config.jpeg_quality)
-        return *how, labels[row.label_name], row.label_name, row.video_id, row.moment, next(paths)
+        return *how, labels[row.label_name], row.label_name, row.video_id, row.moment, temporary_path
 
-    results = pool.read_in_order(read_record, requests(), arguments)
+    def video_of_moment(request: _Request) -> str | None:
+        return None if request.row.moment is None else request.row.path
+
+    results = pool.read_in_order(read_record, requests(), arguments, video_of_moment)
     for row in rows:
-        yield next(results) if row.path else Result(_Request(row, None), failure=_NOT_FOUND)
+        result = next(results) if row.path else Result(_Request(row, None), failure=_NOT_FOUND)
+        yield result
+        free_paths += result.request.temporary_paths
 
 
 def _counted(results: Iterable[_Result], progress: Progress) -> Iterator[_Result]:

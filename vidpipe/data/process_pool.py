@@ -5,11 +5,12 @@ importable by name, from modules that do not import TensorFlow.
 """
 
 import contextlib
+import itertools
 import multiprocessing
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
@@ -23,8 +24,10 @@ from pebble import ProcessExpired, ProcessPool
 from vidpipe.data import video
 from vidpipe.data.skip_reason import OUT_OF_MEMORY, Failure, SkipReason, VideoReadError
 
-# Videos in progress per process: enough that a slow video does not stop the others; bounds our own memory.
+# Calls in progress per process: enough that a slow video does not stop the others; bounds our own memory.
 _IN_FLIGHT_PER_PROCESS = 4
+# Requests in one call at most, where they belong together.
+_MAX_TOGETHER = 8
 
 _Request = TypeVar("_Request")
 _Value = TypeVar("_Value")
@@ -59,11 +62,6 @@ class ReaderPool:
         self._pool = self._new_pool()
         self._lock = threading.Lock()
 
-    @property
-    def max_in_flight(self) -> int:
-        """The number of requests that `read_in_order` has in progress."""
-        return _IN_FLIGHT_PER_PROCESS * self._num_workers
-
     def __enter__(self) -> "ReaderPool":
         _ = self._pool.active  # makes pebble start the processes now instead of at the first video
         return self
@@ -92,30 +90,41 @@ class ReaderPool:
         function: Callable[..., _Value],
         requests: Iterable[_Request],
         arguments: Callable[[_Request], Sequence[Any]],
+        together: Callable[[_Request], Hashable | None] = lambda _: None,
     ) -> Iterator[Result[_Request, _Value]]:
         """Yields a result per request, in order, with a bounded number of requests in progress.
 
-        A request that fails for a transient reason gets a second attempt.
+        A request that fails for a transient reason, or stands in one call with one that crashes, gets a
+        second attempt.
 
         Args:
           function: called in a process for each request.
           requests: any values.
-          arguments: maps a request to the arguments of `function`.
+          arguments: maps a request to the arguments of `function`, for each attempt.
+          together: maps a request to a key; one process reads a few successive requests of the same key, one
+            after the other. None for a request that is read by itself.
         """
+        in_flight: deque[tuple[list[_Request], Future]] = deque()
 
-        def finish(request: _Request, future: Future) -> Result[_Request, _Value]:
-            first: Result[_Request, _Value] = self._result(request, future)
-            if first.failure is not None and first.failure.reason.is_transient:
-                return self._result(request, self._start(function, arguments(request)))
-            return first
+        def finish() -> Iterator[Result[_Request, _Value]]:
+            batch, future = in_flight.popleft()
+            called = self._result(batch, future)
+            outcomes = called.value or [called.failure] * len(batch)
+            for request, outcome in zip(batch, outcomes, strict=True):
+                if not isinstance(outcome, Failure):
+                    yield Result(request, value=outcome)
+                elif outcome.reason.is_transient or (called.failure and len(batch) > 1):
+                    yield self._result(request, self._start(function, arguments(request)))
+                else:
+                    yield Result(request, failure=outcome)
 
-        in_flight: deque[tuple[_Request, Future]] = deque()
-        for request in requests:
-            in_flight.append((request, self._start(function, arguments(request))))
-            if len(in_flight) >= self.max_in_flight:
-                yield finish(*in_flight.popleft())
+        for batch in _batches(requests, together):
+            each = [arguments(request) for request in batch]
+            in_flight.append((batch, self._start(_call_each, (function, each), len(batch))))
+            if len(in_flight) >= _IN_FLIGHT_PER_PROCESS * self._num_workers:
+                yield from finish()
         while in_flight:
-            yield finish(*in_flight.popleft())
+            yield from finish()
 
     def _new_pool(self) -> ProcessPool:
         return ProcessPool(
@@ -123,7 +132,7 @@ class ReaderPool:
             context=multiprocessing.get_context("spawn"),
         )
 
-    def _start(self, function: Callable[..., Any], arguments: Sequence[Any]) -> Future:
+    def _start(self, function: Callable[..., Any], arguments: Sequence[Any], num_videos: int = 1) -> Future:
         with self._lock:
             if not self._pool.active:
                 # Pebble stops the whole pool if an idle process is killed, for example when memory runs out.
@@ -131,7 +140,7 @@ class ReaderPool:
                 self._pool.join()
                 self._pool = self._new_pool()
             call = (self._memory_mb, function, *arguments)
-            return self._pool.schedule(_call_with_limit, call, timeout=self._timeout_sec)
+            return self._pool.schedule(_call_with_limit, call, timeout=num_videos * self._timeout_sec)
 
     def _result(self, request: _Request, future: Future) -> Result[_Request, Any]:
         try:
@@ -150,6 +159,26 @@ class ReaderPool:
 def _call_with_limit(memory_mb: int, function: Callable[..., _Value], *arguments: Any) -> _Value:
     video.limit_memory(memory_mb)
     return function(*arguments)
+
+
+def _call_each(function: Callable[..., _Value], arguments: Sequence[Sequence[Any]]) -> list[_Value | Failure]:
+    """Calls a function with each of the arguments; what fails does not stop the others."""
+
+    def call(each: Sequence[Any]) -> _Value | Failure:
+        try:
+            return function(*each)
+        except (VideoReadError, OSError, MemoryError) as error:
+            return _failure(error)
+
+    return [call(each) for each in arguments]
+
+
+def _batches(
+    requests: Iterable[_Request], together: Callable[[_Request], Hashable | None]
+) -> Iterator[list[_Request]]:
+    for key, group in itertools.groupby(requests, together):
+        while batch := list(itertools.islice(group, 1 if key is None else _MAX_TOGETHER)):
+            yield batch
 
 
 def stream(
