@@ -6,6 +6,9 @@ r"""Converts videos into sharded TFRecords of sampled frames.
 The list of videos comes from UCF101's lists, from CSV files, or from class folders in --video_dir. The same
 command resumes an interrupted conversion, repairs a corrupt dataset, and reads replaced videos again.
 
+A cluster that starts the same command many times gives each process a share of the shards; the last one
+completes the dataset. In an array job of Slurm that needs no flag, elsewhere --task_index=3 --task_count=64.
+
 With --runner=beam the machines of an Apache Beam cluster write the shards. Beam's own options follow `--`:
 
     python tools/convert_videos.py --video_dir=/nfs/videos --output_dir=s3://bucket/records --runner=beam \
@@ -20,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from vidpipe import command_line
 from vidpipe.config import ConversionConfig, check, setting
+from vidpipe.data.conversion_tasks import choose_task
 from vidpipe.errors import VidpipeError
 from vidpipe.training.recipes import RECIPES
 
@@ -56,11 +60,17 @@ def main(arguments: list[str]) -> None:
     command_line.load_tensorflow()
     from vidpipe.data import convert
 
-    report = convert.convert(config, make_shards=_make_shards(config, beam_args=arguments))
-    print(
-        f"{config.output_dir}: {report.written} clips, {len(report.skipped)} videos skipped; "
-        f"{report.shards_made} shards written, {report.shards_kept} kept."
-    )
+    task = choose_task(config) if config.runner == "local" else None
+    report = convert.convert(config, make_shards=_make_shards(config, beam_args=arguments), task=task)
+    clips = f"{report.written} clips, {len(report.skipped)} videos skipped"
+    shards = f"{report.shards_made} shards written, {report.shards_kept} kept"
+    if report.shards_missing:
+        print(f"{config.output_dir}, {task}: {clips}; {shards}.")
+        print(
+            f"Other tasks have {report.shards_missing} shards to write; the last one completes the dataset."
+        )
+    else:
+        print(f"{config.output_dir}: {clips}; {shards}.")
     for warning in report.warnings:
         print(f"Warning: {warning}")  # again, now that the progress has ended
 

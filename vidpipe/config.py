@@ -36,6 +36,7 @@ LABEL_FORMATS = ("activitynet", "boris", "cvat", "elan", "kinetics", "label_stud
 
 _MAIN = "Input and output"
 _WORKERS = "Decoding processes"
+_TASKS = "One task of many"
 
 _Config = TypeVar("_Config")
 
@@ -323,6 +324,16 @@ class ConversionConfig:
         help="Run on this machine, or on Apache Beam, whose own options follow after --.",
         choices=RUNNERS,
     )
+    task_index: int | None = setting(
+        None,
+        help="Make only this share of the shards, counted from 0; the last task completes the dataset. Array "
+        "jobs of Slurm and indexed jobs of Kubernetes set it.",
+        group=_TASKS,
+        at_least=0,
+    )
+    task_count: int | None = setting(
+        None, help="Number of shares. Array jobs of Slurm set it.", group=_TASKS, at_least=1
+    )
     num_workers: int | None = setting(
         None, help="Number of decoding processes; left out, one per core.", group=_WORKERS, at_least=1
     )
@@ -345,6 +356,8 @@ class ConversionConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.runner != "local" and not (self.task_index is None and self.task_count is None):
+            raise ConfigError(f"--task_index and --task_count do not go with --runner={self.runner}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -253,10 +253,11 @@ def test_the_tool_writes_a_timeline(
     assert predict_tool.run(command) == 0
     printed, errors = capsys.readouterr()
     assert errors == ""
-    assert printed.splitlines() == [
+    # The last digits of a probability depend on the version of TensorFlow.
+    assert re.sub(r"82\.\d\d%", "82.xx%", printed).splitlines() == [
         "a.avi",
-        "     0:00 to    0:02   82.17%  red",
-        "     0:02 to    0:04   82.13%  blue",
+        "     0:00 to    0:02   82.xx%  red",
+        "     0:02 to    0:04   82.xx%  blue",
         "  Written: out/a.csv, out/a.png, out/a.vtt",
     ]
     cues = ["00:00:00.000 --> 00:00:02.000\nred (82%)", "00:00:02.000 --> 00:00:04.000\nblue (82%)"]

@@ -20,11 +20,16 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[ConversionConfig]:
     """Replaces the conversion; collects the configs that it is called with."""
     configs: list[ConversionConfig] = []
 
-    def record(config: ConversionConfig, *, make_shards: object) -> convert.ConversionReport:
+    def record(config: ConversionConfig, *, make_shards: object, task: object) -> convert.ConversionReport:
         assert (make_shards is None) == (config.runner == "local")
         configs.append(config)
         return convert.ConversionReport(
-            written=7, skipped=[SKIPPED], shards_kept=2, shards_made=3, warnings=["No test video of b."]
+            written=7,
+            skipped=[SKIPPED],
+            shards_kept=2,
+            shards_made=3,
+            shards_missing=0 if task is None else 4,
+            warnings=["No test video of b."],
         )
 
     monkeypatch.setattr(convert, "convert", record)
@@ -43,6 +48,21 @@ def test_the_outcome_of_a_conversion_is_printed(
         "o: 7 clips, 1 videos skipped; 3 shards written, 2 kept.\nWarning: No test video of b.\n"
     )
     assert conversions == [ConversionConfig(output_dir="o", manifest=ManifestConfig(video_dir="v"))]
+
+
+def test_a_task_says_what_is_missing(
+    conversions: list[ConversionConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "5")
+    assert _convert("--task_count=8") == 0
+    assert capsys.readouterr().out == (
+        "o, task 5 of 8: 7 clips, 1 videos skipped; 3 shards written, 2 kept.\n"
+        "Other tasks have 4 shards to write; the last one completes the dataset.\n"
+        "Warning: No test video of b.\n"
+    )
+    assert _convert() == 1
+    assert "JOB_COMPLETION_INDEX needs --task_count" in capsys.readouterr().err
+    assert len(conversions) == 1
 
 
 @pytest.mark.parametrize(

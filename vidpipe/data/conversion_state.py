@@ -6,18 +6,20 @@ commit, so that the same command can repair the dataset later.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import posixpath
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from vidpipe.config import fingerprint
 from vidpipe.data.conversion_plan import ShardPlan
+from vidpipe.data.conversion_tasks import Task
 from vidpipe.data.shards import ShardInfo
 from vidpipe.data.skip_reason import SkipReason
 from vidpipe.data.video_row import VideoRow
@@ -25,6 +27,7 @@ from vidpipe.storage import files, remote
 
 STATE_DIR = ".conversion"
 _SETTINGS = "plan"
+_TASK_LOCK = "task.lock"
 
 # Size of a source file in bytes and its modification time in ns; None if there is no file.
 SourceState = list[int] | None
@@ -35,16 +38,42 @@ def address_of(output_dir: str, name: str) -> str:
     return posixpath.join(output_dir, STATE_DIR, name)
 
 
-def lock(output_dir: str) -> FileLock:
-    """Makes the lock that allows one conversion of this folder at a time.
+def lock(output_dir: str, *, wait: bool = False) -> FileLock:
+    """Makes the lock that allows one process at a time to convert to this folder, or to complete the dataset.
 
     The lock of a remote folder is valid on this machine only. Two machines that convert to the same remote
     folder do the work twice, but write the same bytes.
+
+    Args:
+      output_dir: address of the dataset.
+      wait: whether to wait for another process that has it.
     """
+    return FileLock(_lock_path(output_dir, "lock"), timeout=-1 if wait else 0)
+
+
+def task_lock(output_dir: str, task: Task) -> FileLock:
+    """Makes the lock that allows each task of a conversion to run once at a time, as `lock` does."""
+    return FileLock(_lock_path(output_dir, f"{task.index}-of-{task.count}.{_TASK_LOCK}"), timeout=0)
+
+
+def running_task(output_dir: str) -> str | None:
+    """Returns the name of the lock of a task that is running; None if there is none. Deletes unused locks."""
+    for path in _lock_path(output_dir, "lock").parent.glob(f"*.{_TASK_LOCK}"):
+        try:
+            with FileLock(path, timeout=0):
+                path.unlink()
+        except Timeout:
+            return path.name.removesuffix(f".{_TASK_LOCK}")
+    return None
+
+
+def _lock_path(output_dir: str, name: str) -> Path:
     if remote.is_remote(output_dir):
-        name = hashlib.sha256(output_dir.encode()).hexdigest()[:16]
-        return FileLock(Path(tempfile.gettempdir()) / f"vidpipe-{name}.lock", timeout=0)
-    return FileLock(Path(output_dir) / STATE_DIR / "lock", timeout=0)
+        digest = hashlib.sha256(output_dir.encode()).hexdigest()[:16]
+        folder = Path(tempfile.gettempdir()) / f"vidpipe-{digest}"
+        folder.mkdir(exist_ok=True)
+        return folder / name
+    return Path(output_dir) / STATE_DIR / name
 
 
 def staging_dir(output_dir: str) -> str:
@@ -118,18 +147,25 @@ def source_state(video_dir: str, row: VideoRow) -> SourceState:
     return [stat.st_size, stat.st_mtime_ns] if stat else None
 
 
-def is_finished(output_dir: str, video_dir: str, plan: ShardPlan) -> bool:
+def names_of_states(output_dir: str) -> set[str]:
+    """Returns the names of the shards that have a state, here or in the staging folder."""
+    folders = [posixpath.join(folder, STATE_DIR) for folder in (output_dir, staging_dir(output_dir))]
+    names = [name for folder in folders if tf.io.gfile.isdir(folder) for name in tf.io.gfile.listdir(folder)]
+    return {name.removesuffix(".json") for name in names if name.endswith(".json")}
+
+
+def is_finished(output_dir: str, video_dir: str, plan: ShardPlan, *, retry: bool = True) -> bool:
     """Whether an earlier run wrote this shard, it is valid, and its source files have not changed.
 
     A shard is not finished if one of its videos was skipped for a retryable reason, or for a reason that
-    this version does not know.
+    this version does not know; without `retry` it is.
     """
     try:
         info, videos = read_shard_state(output_dir, plan)
         for row, video in zip(plan.rows, videos, strict=True):
             if video["source"] != source_state(video_dir, row):
                 return False
-            if video["status"] != "ok" and SkipReason(video["reason"]).is_retryable:
+            if retry and video["status"] != "ok" and SkipReason(video["reason"]).is_retryable:
                 return False
         address = posixpath.join(output_dir, plan.name)
         return files.size_of(address) == info.bytes and files.sha256_of(address) == info.sha256
@@ -137,10 +173,20 @@ def is_finished(output_dir: str, video_dir: str, plan: ShardPlan) -> bool:
         return False
 
 
-def delete_temporary_files(output_dir: str) -> None:
-    """Deletes incomplete files of a killed conversion; a remote folder never contains any."""
+def delete_temporary_files(output_dir: str, names: Container[str] | None = None) -> None:
+    """Deletes incomplete files of a killed conversion; a remote folder never contains any.
+
+    Args:
+      output_dir: address of the dataset.
+      names: of the shards and other files of which they may be; None for all.
+    """
+    if remote.is_remote(output_dir):
+        return
     for folder in (output_dir, staging_dir(output_dir)):
-        if not remote.is_remote(folder):
-            for pattern in ("*.tmp", f"{STATE_DIR}/*.tmp"):
-                for path in Path(folder).glob(pattern):
-                    path.unlink()
+        for path in itertools.chain.from_iterable(
+            Path(folder).glob(pattern) for pattern in ("*.tmp", f"{STATE_DIR}/*.tmp")
+        ):
+            # Such as train-00000-of-00002.tfrecord.json.0f1e2d3c.tmp, see `files.staged`.
+            name = path.name.removesuffix(".tmp").rpartition(".")[0]
+            if names is None or name.removesuffix(".json") in names:
+                path.unlink(missing_ok=True)

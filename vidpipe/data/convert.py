@@ -27,6 +27,7 @@ from vidpipe.config import SPLITS, ConversionConfig, differences
 from vidpipe.data import conversion_state, moment_reader, shards
 from vidpipe.data.conversion_plan import ShardPlan, dataset_settings, plan_conversion
 from vidpipe.data.conversion_state import SourceState
+from vidpipe.data.conversion_tasks import Task
 from vidpipe.data.manifest import class_names, read_manifest
 from vidpipe.data.process_pool import ReaderPool, Result
 from vidpipe.data.record_encoding import (
@@ -71,6 +72,7 @@ class ConversionReport:
       skipped: the videos without a clip.
       shards_kept: number of shards that an earlier run had finished.
       shards_made: number of shards that this run wrote.
+      shards_missing: number of shards that other tasks have not made yet; 0 for a complete dataset.
       warnings: what was logged about the list of videos and the classes.
     """
 
@@ -78,6 +80,7 @@ class ConversionReport:
     skipped: list[Skipped]
     shards_kept: int
     shards_made: int
+    shards_missing: int
     warnings: list[str]
 
 
@@ -98,6 +101,10 @@ class _Request:
 
 
 _Result = Result[_Request, ClipRecord]
+# Makes the missing ones of some shards; returns these, and the folder where they are.
+_MakeMissing = Callable[[Sequence[ShardPlan]], tuple[list[ShardPlan], str]]
+# Takes what the former returns, and commits the dataset.
+_Commit = Callable[[Sequence[ShardPlan], str], ConversionReport]
 
 
 def convert(
@@ -105,6 +112,7 @@ def convert(
     *,
     read: ReadEncodedClip = moment_reader.read_encoded_clip,
     make_shards: MakeShards | None = None,
+    task: Task | None = None,
 ) -> ConversionReport:
     """Converts the listed videos into a dataset in `config.output_dir`; resumes an interrupted conversion.
 
@@ -112,6 +120,8 @@ def convert(
       config: the conversion.
       read: called in a decoding process for each video; importable by name, since processes are spawned.
       make_shards: writes the missing shards; None for `make_shards_here`.
+      task: make only the shards of this task, and complete the dataset if all others are made; None for a
+        conversion by one process.
 
     Raises:
       ConversionError: the folder holds another dataset or is in use, it cannot be written, or more than
@@ -129,13 +139,19 @@ def convert(
     try:
         _check_same_dataset(output_dir, settings)
         conversion_state.make_folders(output_dir)
-        with conversion_state.lock(output_dir):
-            _check_same_dataset(output_dir, settings)  # again: another conversion may have begun in between
-            report = _convert_locked(config, rows, classes, settings, read, make_shards or make_shards_here)
+        plans = plan_conversion(rows, config)
+        make = functools.partial(_make_missing, config, classes, read, make_shards or make_shards_here)
+        commit = functools.partial(_commit, config, plans, classes, settings)
+        every_plan = [plan for split in SPLITS for plan in plans[split]]
+        if task is None:
+            report = _convert_all(output_dir, settings, every_plan, make, commit)
+        else:
+            report = _convert_share(config, settings, every_plan, make, commit, task)
         return dataclasses.replace(report, warnings=warnings + report.warnings)
     except Timeout:
         raise ConversionError(
-            f"Another conversion is writing to {output_dir}. Wait for it, or choose another output_dir."
+            f"Another conversion{f' of {task}' if task else ''} is writing to {output_dir}. Wait for it, or "
+            "choose another output_dir."
         ) from None
     except TemporaryFileError as error:
         raise ConversionError(
@@ -212,35 +228,106 @@ def _records_dir() -> Iterator[str]:
         yield folder
 
 
-def _convert_locked(
-    config: ConversionConfig,
-    rows: Sequence[VideoRow],
-    classes: Sequence[str],
+def _convert_all(
+    output_dir: str,
     settings: dict[str, Any],
+    plans: Sequence[ShardPlan],
+    make_missing: _MakeMissing,
+    commit: _Commit,
+) -> ConversionReport:
+    """Makes all missing shards and commits the dataset."""
+    with conversion_state.lock(output_dir):
+        running = conversion_state.running_task(output_dir)
+        if running is not None:
+            raise ConversionError(
+                f"Task {running} of a conversion is writing to {output_dir}. Wait for it, or choose another "
+                "output_dir."
+            )
+        _check_same_dataset(output_dir, settings)  # again: another conversion may have begun in between
+        conversion_state.delete_temporary_files(output_dir)
+        conversion_state.write_settings(output_dir, settings)
+        report = commit(*make_missing(plans))
+        conversion_state.delete_temporary_files(output_dir)  # of workers that were killed
+        return report
+
+
+def _convert_share(
+    config: ConversionConfig,
+    settings: dict[str, Any],
+    plans: Sequence[ShardPlan],
+    make_missing: _MakeMissing,
+    commit: _Commit,
+    task: Task,
+) -> ConversionReport:
+    """Makes the missing shards of a task, and commits the dataset if no other shard is missing."""
+    output_dir, video_dir = config.output_dir, config.manifest.video_dir
+    share = task.share(plans)
+    with conversion_state.task_lock(output_dir, task):
+        _check_same_dataset(output_dir, settings)
+        conversion_state.delete_temporary_files(output_dir, {plan.name for plan in share})
+        if conversion_state.read_settings(output_dir) is None:
+            conversion_state.write_settings(output_dir, settings)
+        made, new_dir = make_missing(share)
+    report = _report_share(share, made, new_dir, output_dir)
+    # A listing first: of ten thousand tasks, only the last ones look at every shard.
+    known = conversion_state.names_of_states(output_dir)
+    unmade = [plan for plan in plans if plan.name not in known]
+    if unmade:
+        return dataclasses.replace(report, shards_missing=len(unmade))
+    with conversion_state.lock(output_dir, wait=True):
+        new_dir = _new_dir(output_dir)
+        is_made = functools.partial(conversion_state.is_finished, video_dir=video_dir, retry=False)
+        with ThreadPoolExecutor() as threads:
+            in_place = list(threads.map(lambda plan: is_made(output_dir, plan=plan), plans))
+        staged = [plan for plan, is_there in zip(plans, in_place, strict=True) if not is_there]
+        unmade = [plan for plan in staged if new_dir == output_dir or not is_made(new_dir, plan=plan)]
+        if unmade:
+            return dataclasses.replace(report, shards_missing=len(unmade))
+        whole = commit(staged, new_dir)
+        conversion_state.delete_temporary_files(output_dir, {shards.VIDEOS_NAME, shards.INFO_NAME})
+        conversion_state.running_task(output_dir)
+    return dataclasses.replace(whole, shards_kept=report.shards_kept, shards_made=report.shards_made)
+
+
+def _report_share(
+    share: Sequence[ShardPlan], made: Sequence[ShardPlan], new_dir: str, output_dir: str
+) -> ConversionReport:
+    dir_of = dict.fromkeys([plan.name for plan in made], new_dir)
+    states = [conversion_state.read_shard_state(dir_of.get(plan.name, output_dir), plan) for plan in share]
+    videos = [row for _, rows in states for row in rows]
+    skipped = [_skipped(row) for row in videos if row["status"] != "ok"]
+    return ConversionReport(len(videos) - len(skipped), skipped, len(share) - len(made), len(made), 0, [])
+
+
+def _new_dir(output_dir: str) -> str:
+    """Returns where new shards are written: a finished dataset stays as it is until they are complete."""
+    is_dataset = files.size_of(posixpath.join(output_dir, shards.INFO_NAME)) is not None
+    return conversion_state.staging_dir(output_dir) if is_dataset else output_dir
+
+
+def _make_missing(
+    config: ConversionConfig,
+    classes: Sequence[str],
     read: ReadEncodedClip,
     make_shards: MakeShards,
-) -> ConversionReport:
+    plans: Sequence[ShardPlan],
+) -> tuple[list[ShardPlan], str]:
+    """Makes those of the shards that are not finished; returns them, and the folder where they are."""
     output_dir, video_dir = config.output_dir, config.manifest.video_dir
-    conversion_state.delete_temporary_files(output_dir)
-    conversion_state.write_settings(output_dir, settings)
-    plans = plan_conversion(rows, config)
-    every_plan = [plan for split in SPLITS for plan in plans[split]]
     # In parallel: each finished shard is read completely, and a remote file system is mostly waiting.
     with ThreadPoolExecutor() as threads:
         check = functools.partial(conversion_state.is_finished, output_dir, video_dir)
-        finished = list(threads.map(check, every_plan))
-    missing = [plan for plan, is_finished in zip(every_plan, finished, strict=True) if not is_finished]
-    num_kept = len(every_plan) - len(missing)
+        finished = list(threads.map(check, plans))
+    missing = [plan for plan, is_finished in zip(plans, finished, strict=True) if not is_finished]
+    num_kept = len(plans) - len(missing)
     if num_kept:
-        _log.info("%d of %d shards are already finished.", num_kept, len(every_plan))
-    # A finished dataset stays as it is until the new shards are complete.
-    is_dataset = files.size_of(posixpath.join(output_dir, shards.INFO_NAME)) is not None
-    new_dir = conversion_state.staging_dir(output_dir) if is_dataset else output_dir
+        _log.info("%d of %d shards are already finished.", num_kept, len(plans))
+    new_dir = _new_dir(output_dir)
     conversion_state.make_folders(new_dir)
     if missing:
         to_make = [plan for plan in missing if not conversion_state.is_finished(new_dir, video_dir, plan)]
         make_shards(to_make, dataclasses.replace(config, output_dir=new_dir), classes, read)
-    return _commit(config, plans, classes, settings, missing, new_dir)
+    return missing, new_dir
 
 
 def _read_in_order(
@@ -365,7 +452,7 @@ def _commit(
                     if row["status"] == "ok":
                         written[row["split"], row["label"]] += 1
                     else:
-                        skipped.append(Skipped(row["video_id"], SkipReason(row["reason"]), row["message"]))
+                        skipped.append(_skipped(row))
             splits[split] = tuple(shard_infos)
     total = written.total() + len(skipped)
     if len(skipped) > config.max_skipped * total or not written:
@@ -395,10 +482,13 @@ def _commit(
         conversion_state.move_staged(output_dir, [plan.name for plan in made])
         files.move(table, posixpath.join(output_dir, shards.VIDEOS_NAME))
         shards.write_info(output_dir, info)
-    conversion_state.delete_temporary_files(output_dir)  # of workers that were killed
     files.delete_folder(conversion_state.staging_dir(output_dir))
     num_kept = sum(map(len, plans.values())) - len(made)
-    return ConversionReport(written.total(), skipped, num_kept, len(made), warnings)
+    return ConversionReport(written.total(), skipped, num_kept, len(made), 0, warnings)
+
+
+def _skipped(row: dict[str, Any]) -> Skipped:
+    return Skipped(row["video_id"], SkipReason(row["reason"]), row["message"])
 
 
 def _check_classes_written(
