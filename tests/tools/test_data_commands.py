@@ -60,7 +60,7 @@ def test_a_task_says_what_is_missing(
         "Other tasks have 4 shards to write; the last one completes the dataset.\n"
         "Warning: No test video of b.\n"
     )
-    assert _convert() == 1
+    assert _convert() == 2
     assert "JOB_COMPLETION_INDEX needs --task_count" in capsys.readouterr().err
     assert len(conversions) == 1
 
