@@ -326,3 +326,32 @@ def flip_bit(path: Path, position: int = 0) -> None:
     data = bytearray(path.read_bytes())
     data[record_start(data, position) + 200] ^= 1
     path.write_bytes(data)
+
+
+# Run in a page, it returns the number of texts, and (ratio, text) where the contrast to the background is
+# below 4.5 (WCAG 2).
+LOW_CONTRAST = """
+const channel = (v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+const parse = (c) => {
+  const n = c.match(/[\\d.]+/g).map(Number);
+  const scale = c.startsWith("color(") ? 255 : 1;
+  return [n[0] * scale, n[1] * scale, n[2] * scale, n[3] ?? 1];
+};
+const luminance = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+document.querySelectorAll("details").forEach((d) => { d.open = true; });
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+const low = [];
+let count = 0;
+while (walker.nextNode()) {
+  const element = walker.currentNode.parentElement;
+  if (!walker.currentNode.data.trim() || !element.checkVisibility()) continue;
+  let behind = element;
+  while (parse(getComputedStyle(behind).backgroundColor)[3] === 0) behind = behind.parentElement;
+  const colours = [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor];
+  const both = colours.map((colour) => luminance(parse(colour)));
+  const ratio = (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
+  count += 1;
+  if (ratio < 4.5) low.push([ratio, walker.currentNode.data]);
+}
+return [count, low];
+"""

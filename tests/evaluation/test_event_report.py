@@ -15,7 +15,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
-from synthetic import brightness_frames, write_coded_video
+from synthetic import LOW_CONTRAST, brightness_frames, write_coded_video
 from vidpipe.evaluation.event_metrics import EventError, VideoEvents, compute_event_metrics
 from vidpipe.evaluation.event_report import EventReport, events_page, write
 from vidpipe.evaluation.events import Event, EventRule
@@ -304,3 +304,6 @@ def test_the_page_fits_and_follows_the_colour_scheme(
     legend = browser.find_elements(By.CSS_SELECTOR, "#video-2 .legend .bar")[0]
     assert legend.value_of_css_property("fill").startswith(f"rgb({red}, ")
     assert browser.execute_script("return document.scripts.length") == 1
+    count, low = browser.execute_script(LOW_CONTRAST)
+    assert count > 100
+    assert low == []

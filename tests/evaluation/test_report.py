@@ -15,7 +15,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from synthetic import brightness_frames
+from synthetic import LOW_CONTRAST, brightness_frames
 from vidpipe.display import figures
 from vidpipe.display.colours import SCHEMES
 from vidpipe.evaluation.evaluate import clips_to_show
@@ -247,40 +247,12 @@ def test_clips_do_not_play_for_readers_who_prefer_reduced_motion(
     assert browser.find_element(By.CSS_SELECTOR, "button.play").text == "Play the clips"
 
 
-# The number of texts, and (ratio, text) where the contrast to the background is below 4.5 (WCAG 2).
-_LOW_CONTRAST = """
-const channel = (v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-const parse = (c) => {
-  const n = c.match(/[\\d.]+/g).map(Number);
-  const scale = c.startsWith("color(") ? 255 : 1;
-  return [n[0] * scale, n[1] * scale, n[2] * scale, n[3] ?? 1];
-};
-const luminance = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
-document.querySelectorAll("details").forEach((d) => { d.open = true; });
-const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-const low = [];
-let count = 0;
-while (walker.nextNode()) {
-  const element = walker.currentNode.parentElement;
-  if (!walker.currentNode.data.trim() || !element.checkVisibility()) continue;
-  let behind = element;
-  while (parse(getComputedStyle(behind).backgroundColor)[3] === 0) behind = behind.parentElement;
-  const colours = [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor];
-  const both = colours.map((colour) => luminance(parse(colour)));
-  const ratio = (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
-  count += 1;
-  if (ratio < 4.5) low.push([ratio, walker.currentNode.data]);
-}
-return [count, low];
-"""
-
-
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_all_text_has_enough_contrast(browser: webdriver.Chrome, small_page: Path, scheme: str) -> None:
     _emulate(browser, prefers_color_scheme=scheme)
     browser.get(small_page.as_uri())
-    count, low = browser.execute_script(_LOW_CONTRAST)
+    count, low = browser.execute_script(LOW_CONTRAST)
     assert count > 500
     assert low == []
     paper = browser.find_element(By.TAG_NAME, "body").value_of_css_property("background-color")
