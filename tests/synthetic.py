@@ -221,6 +221,12 @@ def slow_read(path: str, clip: ClipConfig, encoding: str, quality: int) -> video
     return video.read_encoded_clip(path, clip, encoding, quality)
 
 
+def stuck_read(path: str, clip: ClipConfig, encoding: str, quality: int) -> video.EncodedClip:
+    """Runs in a decoding process: takes a minute."""
+    time.sleep(60)
+    return video.read_encoded_clip(path, clip, encoding, quality)
+
+
 def read_of_a_file_that_grows(path: str, clip: ClipConfig, encoding: str, quality: int) -> video.EncodedClip:
     """Runs in a decoding process: video_00.avi grows while it is read, as a file that is being copied."""
     clip_read = video.read_encoded_clip(path, clip, encoding, quality)

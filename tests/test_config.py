@@ -135,7 +135,7 @@ def test_the_frames_that_a_model_takes() -> None:
         (lambda: _convert(shard_size_mb=0), "shard_size_mb must be above 0; got 0"),
         (lambda: _convert(shard_size_mb=float("nan")), "shard_size_mb must be above 0; got nan"),
         (lambda: _convert(encoding="bmp"), "encoding must be one of jpeg, png, raw; got bmp"),
-        (lambda: _convert(runner="spark"), "runner must be one of local, beam; got spark"),
+        (lambda: _convert(runner="spark"), "runner must be one of local, dask, beam; got spark"),
         (lambda: ModelConfig(backbone="VGG16"), "backbone must be one of vgg16, resnet50, .*; got VGG16"),
         (lambda: ModelConfig(head="lstm"), "head must be one of motion, notebook; got lstm"),
         (lambda: ModelConfig(ensemble_size=0), "ensemble_size must be at least 1; got 0"),

@@ -18,6 +18,7 @@ IMPORTERS = {
     "apache_beam": {"data.convert_beam"},
     "av": {"data.live_stream", "data.pixels", "data.video_file"},
     "cv2": {"data.live_stream", "data.pixels", "data.video"},
+    "distributed": {"data.convert_dask"},
     "flask": {"inference.web_app"},
     "jinja2": {"display.page"},
     "PIL": {"inference.gif"},

@@ -9,6 +9,11 @@ command resumes an interrupted conversion, repairs a corrupt dataset, and reads 
 A cluster that starts the same command many times gives each process a share of the shards; the last one
 completes the dataset. In an array job of Slurm that needs no flag, elsewhere --task_index=3 --task_count=64.
 
+With --runner=dask the workers of a Dask cluster write the shards:
+
+    python tools/convert_videos.py --video_dir=/nfs/videos --output_dir=/nfs/records --runner=dask \
+        --dask_scheduler=tcp://master:8786
+
 With --runner=beam the machines of an Apache Beam cluster write the shards. Beam's own options follow `--`:
 
     python tools/convert_videos.py --video_dir=/nfs/videos --output_dir=s3://bucket/records --runner=beam \
@@ -76,16 +81,24 @@ def main(arguments: list[str]) -> None:
 
 
 def _make_shards(config: ConversionConfig, *, beam_args: list[str]) -> "convert.MakeShards | None":
-    if config.runner == "local":
-        return None
     logging.disable(logging.WARNING)  # Beam logs every optional package that is not installed
     try:
-        from vidpipe.data import convert_beam
+        if config.dask_scheduler is not None:
+            from vidpipe.data import convert_dask
+
+            return convert_dask.make_shards_on(config.dask_scheduler)
+        if config.runner == "beam":
+            from vidpipe.data import convert_beam
+
+            return convert_beam.make_shards_on(beam_args)
     except ImportError as error:
-        raise VidpipeError(f"--runner=beam needs Beam: pip install 'vidpipe[beam]' ({error}).") from None
+        name = config.runner
+        raise VidpipeError(
+            f"--runner={name} needs {name.title()}: pip install 'vidpipe[{name}]' ({error})."
+        ) from None
     finally:
         logging.disable(logging.NOTSET)
-    return convert_beam.make_shards_on(beam_args)
+    return None
 
 
 def run(argv: list[str]) -> int:

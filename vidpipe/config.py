@@ -29,7 +29,7 @@ OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("constant", "cosine")
 CLASS_WEIGHTS = ("none", "balanced")
 STRATEGIES = ("auto", "one", "mirrored", "multi_worker")
-RUNNERS = ("local", "beam")
+RUNNERS = ("local", "dask", "beam")
 EXPORT_FORMATS = ("saved_model", "tflite", "features")
 QUANTIZATIONS = ("none", "dynamic_range")
 LABEL_FORMATS = ("activitynet", "boris", "cvat", "elan", "kinetics", "label_studio", "via")
@@ -321,8 +321,12 @@ class ConversionConfig:
     )
     runner: str = setting(
         "local",
-        help="Run on this machine, or on Apache Beam, whose own options follow after --.",
+        help="Run on this machine, on the workers of a Dask cluster, or on Apache Beam, whose own options "
+        "follow after --.",
         choices=RUNNERS,
+    )
+    dask_scheduler: str | None = setting(
+        None, help="Address of the scheduler for --runner=dask, such as tcp://host:8786."
     )
     task_index: int | None = setting(
         None,
@@ -358,6 +362,8 @@ class ConversionConfig:
         check(self)
         if self.runner != "local" and not (self.task_index is None and self.task_count is None):
             raise ConfigError(f"--task_index and --task_count do not go with --runner={self.runner}.")
+        if (self.runner == "dask") != (self.dask_scheduler is not None):
+            raise ConfigError("--runner=dask and --dask_scheduler=ADDRESS go together.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,108 @@
+"""Writes the shards of a conversion on a Dask cluster, in parallel on its workers.
+
+Each shard is written by `convert.make_shards_here` on one machine, so the bytes are the same as without Dask.
+This is the only importer of Dask.
+"""
+
+import dataclasses
+import functools
+import itertools
+import logging
+import pickle
+from collections.abc import Sequence
+
+from distributed import Client, Future, as_completed
+from distributed.client import FutureCancelledError
+from distributed.scheduler import KilledWorker
+
+from vidpipe.config import ConversionConfig
+from vidpipe.data import conversion_state, convert
+from vidpipe.data.conversion_plan import ShardPlan
+from vidpipe.data.shard_process import ShardProcessError, make_in_process
+from vidpipe.errors import first_line
+from vidpipe.progress import Progress
+
+_CONNECT_SEC = 30
+_RETRIES = 2
+# Shards at the scheduler for each thread of a worker: enough that none waits; bounds the scheduler's memory.
+_IN_FLIGHT_PER_THREAD = 2
+_log = logging.getLogger(__name__)
+
+
+def make_shards_on(scheduler: str) -> convert.MakeShards:
+    """Returns a `make_shards` for `convert.convert` that uses the workers of a Dask cluster.
+
+    Args:
+      scheduler: its address, such as `tcp://10.0.0.1:8786`. vidpipe must be installed on all machines, and
+        `video_dir` and `output_dir` must be the same files there. A worker makes a shard in each of its
+        threads, with `num_workers` decoding processes, one by default.
+    """
+    return functools.partial(_make_shards, scheduler)
+
+
+def _make_shards(
+    scheduler: str,
+    plans: Sequence[ShardPlan],
+    config: ConversionConfig,
+    classes: Sequence[str],
+    read: convert.ReadEncodedClip,
+) -> None:
+    if config.num_workers is None:  # workers expect one process per thread
+        config = dataclasses.replace(config, num_workers=1)
+    try:
+        client = Client(scheduler, timeout=_CONNECT_SEC, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise convert.ConversionError(
+            f"No Dask scheduler answers at {scheduler} ({first_line(error)}). Give its address as "
+            "--dask_scheduler, such as tcp://host:8786."
+        ) from error
+    total = sum(len(plan.rows) for plan in plans)
+    with client, Progress("Converting", total, "videos") as progress:
+        waiting, skipped = iter(plans), 0
+
+        def submit(count: int) -> dict[Future, ShardPlan]:
+            return {
+                client.submit(
+                    make_in_process,
+                    pickle.dumps(([plan], config, classes, read)),
+                    pure=False,
+                    retries=_RETRIES,
+                ): plan
+                for plan in itertools.islice(waiting, count)
+            }
+
+        in_flight = submit(_num_in_flight(client))
+        done = as_completed(in_flight, loop=client.loop)
+        for future in done:
+            plan = in_flight.pop(future)
+            _raise_failure(future, plan)
+            _, videos = conversion_state.read_shard_state(config.output_dir, plan)
+            for row in videos:
+                if row["status"] != "ok":
+                    skipped += 1
+                    _log.warning("Skipped %s: %s", row["video_id"], row["message"])
+            progress.advance(len(plan.rows), note=f"{skipped} skipped")
+            new = submit(_num_in_flight(client) - len(in_flight))
+            in_flight |= new
+            done.update(new)
+
+
+def _num_in_flight(client: Client) -> int:
+    """Returns how many shards the scheduler should know; workers may come and go."""
+    return _IN_FLIGHT_PER_THREAD * max(1, sum(client.nthreads().values()))
+
+
+def _raise_failure(future: Future, plan: ShardPlan) -> None:
+    try:
+        future.result()
+    except ShardProcessError as error:
+        reason = str(error)
+    except KilledWorker:
+        reason = "the workers that made it died, several times"
+    except FutureCancelledError:
+        reason = "the scheduler was lost"
+    else:
+        return
+    raise convert.ConversionError(
+        f"Dask cannot make {plan.name}: {reason}. Finished shards are kept; run the same command again."
+    )
