@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def _process(name: str, *flags: str) -> Iterator[subprocess.Popen]:
         [sys.executable, "-m", f"distributed.cli.{name}", *flags],
         env=os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent}"},
         stderr=subprocess.DEVNULL,
+        cwd="/",
         start_new_session=True,
     )
     try:
@@ -68,11 +70,22 @@ def _worker(scheduler: str, folder: Path, *flags: str) -> contextlib.AbstractCon
 
 @pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
 def test_two_workers_make_the_same_bytes(
-    tmp_path: Path, conversion: MakeConversion, data_dir: str, scheduler: str, nanny: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    conversion: MakeConversion,
+    data_dir: str,
+    scheduler: str,
+    nanny: str,
 ) -> None:
-    """The processes of a nanny are daemons, which must not have children of multiprocessing."""
+    """The processes of a nanny are daemons, which must not have children of multiprocessing.
+
+    The paths are relative, and the workers run in another folder.
+    """
+    monkeypatch.chdir(tmp_path)
+    config = conversion("out")
+    manifest = replace(config.manifest, video_dir=os.path.relpath(config.manifest.video_dir))
     with _worker(scheduler, tmp_path, nanny), _worker(scheduler, tmp_path, nanny):
-        report = convert.convert(conversion(tmp_path / "out"), make_shards=make_shards_on(scheduler))
+        report = convert.convert(replace(config, manifest=manifest), make_shards=make_shards_on(scheduler))
     assert (report.written, report.shards_made) == (16, 5)
     assert committed_bytes(tmp_path / "out") == committed_bytes(Path(data_dir))
 

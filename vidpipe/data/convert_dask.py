@@ -10,7 +10,10 @@ import itertools
 import logging
 import pickle
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+import tensorflow as tf
 from distributed import Client, Future, as_completed
 from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
@@ -21,6 +24,7 @@ from vidpipe.data.conversion_plan import ShardPlan
 from vidpipe.data.shard_process import ShardProcessError, make_in_process
 from vidpipe.errors import first_line
 from vidpipe.progress import Progress
+from vidpipe.storage import remote
 
 _CONNECT_SEC = 30
 _RETRIES = 2
@@ -47,8 +51,13 @@ def _make_shards(
     classes: Sequence[str],
     read: convert.ReadEncodedClip,
 ) -> None:
-    if config.num_workers is None:  # workers expect one process per thread
-        config = dataclasses.replace(config, num_workers=1)
+    config = dataclasses.replace(
+        config,
+        num_workers=config.num_workers or 1,  # workers expect one process per thread
+        # Workers run in other folders.
+        output_dir=_absolute(config.output_dir),
+        manifest=dataclasses.replace(config.manifest, video_dir=_absolute(config.manifest.video_dir)),
+    )
     try:
         client = Client(scheduler, timeout=_CONNECT_SEC, set_as_default=False)
     except (OSError, ValueError) as error:
@@ -76,8 +85,7 @@ def _make_shards(
         for future in done:
             plan = in_flight.pop(future)
             _raise_failure(future, plan)
-            _, videos = conversion_state.read_shard_state(config.output_dir, plan)
-            for row in videos:
+            for row in _videos_of(plan, config.output_dir):
                 if row["status"] != "ok":
                     skipped += 1
                     _log.warning("Skipped %s: %s", row["video_id"], row["message"])
@@ -85,6 +93,20 @@ def _make_shards(
             new = submit(_num_in_flight(client) - len(in_flight))
             in_flight |= new
             done.update(new)
+
+
+def _absolute(address: str) -> str:
+    return address if remote.is_remote(address) else str(Path(address).absolute())
+
+
+def _videos_of(plan: ShardPlan, output_dir: str) -> list[dict[str, Any]]:
+    try:
+        return conversion_state.read_shard_state(output_dir, plan)[1]
+    except tf.errors.NotFoundError:
+        raise convert.ConversionError(
+            f"A Dask worker made {plan.name}, but it is not in {output_dir} of this machine. All machines "
+            "must see the same folder under this name."
+        ) from None
 
 
 def _num_in_flight(client: Client) -> int:
