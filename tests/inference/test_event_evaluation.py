@@ -71,7 +71,9 @@ def test_the_tool_fits_a_rule_and_compares_events(
         "--window_sec=1", "--hop_sec=0.5",
     ]  # fmt: skip
     assert evaluate_events_tool.run(["evaluate_events.py", *flags, "--fit"]) == 0
-    assert "on val: smoothing 0 s" in capsys.readouterr().out
+    printed, warned = capsys.readouterr()
+    assert "on val: smoothing 0 s" in printed
+    assert "fitted to 2 videos only" in warned
     fitted = read_detection(run_dir / "event_rule.json")
     assert (fitted.window_sec, fitted.hop_sec, fitted.rule.smoothing_sec) == (1, 0.5, 0)
     assert evaluate_events_tool.run(["evaluate_events.py", *flags[:3]]) == 0  # the windows of the rule

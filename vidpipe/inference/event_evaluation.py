@@ -23,6 +23,8 @@ from vidpipe.inference.timeline import as_arrays, predict_windows
 from vidpipe.storage import files
 from vidpipe.training.run_folder import RunFolder
 
+# With three, fitted rules were no better than the default one on other videos (tools/accuracy/RESULTS.md).
+_FEW_VIDEOS = 10
 _log = logging.getLogger(__name__)
 
 
@@ -96,6 +98,11 @@ def fit_events(config: EventEvaluationConfig) -> RuleFit:
     with open_dataset(config.data_dir) as dataset:
         labelled = labelled_events(dataset, "val")
         train_rows = dataset.clip_rows("train")
+    if len(labelled) < _FEW_VIDEOS:
+        _log.warning(
+            "The rule is fitted to %d videos only; on others it may be no better than the default rule.",
+            len(labelled),
+        )
     classifier = _load(config, dataset)
     background = classifier.metadata.background
     detection = _detection(config, classifier, use_fitted=False)
