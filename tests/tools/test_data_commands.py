@@ -106,14 +106,31 @@ def test_the_options_of_beam_follow_after_two_dashes(
     assert received == [["--runner=FlinkRunner", "--parallelism=64"]]
 
 
-def test_without_beam_the_package_to_install_is_named(
-    conversions: list[ConversionConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize(
+    ("name", "library", "flags"),
+    [("beam", "apache_beam", []), ("dask", "distributed", ["--dask_scheduler=tcp://a:1"])],
+)
+def test_without_an_engine_the_package_to_install_is_named(
+    conversions: list[ConversionConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    name: str,
+    library: str,
+    flags: list[str],
 ) -> None:
-    monkeypatch.delitem(sys.modules, "vidpipe.data.convert_beam", raising=False)
-    monkeypatch.delattr("vidpipe.data.convert_beam", raising=False)
-    monkeypatch.setitem(sys.modules, "apache_beam", None)  # importing it fails
-    assert _convert("--runner=beam") == 1
-    assert "--runner=beam needs Beam: pip install 'vidpipe[beam]'" in capsys.readouterr().err
+    monkeypatch.delitem(sys.modules, f"vidpipe.data.convert_{name}", raising=False)
+    monkeypatch.delattr(f"vidpipe.data.convert_{name}", raising=False)
+    monkeypatch.setitem(sys.modules, library, None)  # importing it fails
+    assert _convert(f"--runner={name}", *flags) == 1
+    assert f"--runner={name} needs {name.title()}: pip install 'vidpipe[{name}]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--runner=dask"], ["--dask_scheduler=tcp://a:1"]])
+def test_dask_and_its_scheduler_go_together(
+    conversions: list[ConversionConfig], capsys: pytest.CaptureFixture, flags: list[str]
+) -> None:
+    assert _convert(*flags) == 2
+    assert "--runner=dask and --dask_scheduler=ADDRESS go together" in capsys.readouterr().err
 
 
 def test_a_conversion_from_the_command_line(
