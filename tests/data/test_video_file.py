@@ -137,6 +137,35 @@ def test_only_groups_of_pictures_with_a_wanted_frame_are_decoded(
     assert fed == [10, 11, None, 30, 31, 32, None]
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
+def test_a_seek_goes_to_the_nearest_keyframe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fed: list[int | None], suffix: str
+) -> None:
+    """With B-frames a keyframe is decoded before the time at which it is shown."""
+    path = tmp_path / f"a.{suffix}"
+    options = {"g": "10", "bf": "2", "b_strategy": "0", "sc_threshold": "0"}
+    write_coded_video(path, "libx264", "yuv420p", _FRAMES, options=options)
+    monkeypatch.setattr("vidpipe.data.video_file._MAX_KEPT_BYTES", 0)
+    with open_video(str(path)) as file:
+        for keyframe in (30, 20, 10, 0):
+            fed.clear()
+            assert [frame.index for frame in file.decode(np.array([keyframe]))] == [keyframe]
+            assert fed == [keyframe, None]
+
+
+def test_a_seek_that_goes_too_far_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second frame is a keyframe, and B-frames are between them."""
+    path = tmp_path / "a.mp4"
+    steps = np.ones(16, int)
+    steps[13] = 2
+    options = {"g": "2", "bf": "1", "x265-params": "log-level=none"}
+    write_coded_video(path, "libx265", "yuv420p", _FRAMES[:16], np.cumsum(steps).tolist(), options)
+    monkeypatch.setattr("vidpipe.data.video_file._MAX_KEPT_BYTES", 0)
+    with open_video(str(path)) as file:
+        for index in range(16):
+            assert [frame.index for frame in file.decode(np.array([index]))] == [index]
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_next_call_goes_on_where_the_decoder_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fed: list[int | None], kept: bool

@@ -231,23 +231,33 @@ class VideoFile:
         if self._kept is not None:
             yield from enumerate(self._kept[keyframe:], keyframe)
             return
-        pts, dts, position = self.packets.pts, self.packets.dts, self.packets.position
-        target = pts[keyframe] if np.isnan(dts[keyframe]) else dts[keyframe]
-        try:
-            self._container.seek(round(target / self._time_base), stream=self._stream)
-        except av.error.FFmpegError as error:
-            raise ContradictionError from error
-        number = None
-        for packet in _demux(self._container, self._stream):
-            if number is None:
-                (landed,) = np.nonzero(position[: keyframe + 1] == packet.pos)
-                if not len(landed) or not self.packets.is_keyframe[landed[-1]]:
-                    raise ContradictionError
-                number = int(landed[-1])
+        number, packets = self._seek(keyframe)
+        position = self.packets.position
+        for packet in packets:
             if number >= len(position) or position[number] != packet.pos:
                 raise ContradictionError
             yield number, packet
             number += 1
+
+    def _seek(self, keyframe: int) -> tuple[int, Iterator[av.Packet]]:
+        """Seeks to a keyframe, or to one before it; returns the first packet's number, and the packets."""
+        # By the time of presentation first: by that of decoding, MP4 often gives the keyframe before. Where
+        # B-frames follow a keyframe closely, it gives the one after.
+        for times in (self.packets.pts, self.packets.dts):
+            if np.isnan(times[keyframe]):
+                continue
+            try:
+                self._container.seek(round(times[keyframe] / self._time_base), stream=self._stream)
+            except av.error.FFmpegError as error:
+                raise ContradictionError from error
+            packets = _demux(self._container, self._stream)
+            first = next(packets, None)
+            if first is None:
+                continue
+            (landed,) = np.nonzero(self.packets.position[: keyframe + 1] == first.pos)
+            if len(landed) and self.packets.is_keyframe[landed[-1]]:
+                return int(landed[-1]), itertools.chain([first], packets)
+        raise ContradictionError
 
     def _read_packets(self) -> tuple[Packets, np.ndarray | None, Loss]:
         """Passes over all packets; those of a small video stay in memory."""
