@@ -98,7 +98,7 @@ def test_shares_are_disjoint_and_complete() -> None:
 
 
 @pytest.mark.usefixtures("in_process")
-@pytest.mark.parametrize("order", permutations(range(3)))
+@pytest.mark.parametrize("order", list(permutations(range(3))))
 def test_the_last_task_completes_the_dataset(
     tmp_path: Path, conversion: MakeConversion, data_dir: str, order: Sequence[int]
 ) -> None:
