@@ -16,7 +16,7 @@ TOP_LEVEL = ("errors", "config", "progress", "interruption", "devices", "command
 IMPORTERS = {
     "absl": {"command_line"},
     "apache_beam": {"data.convert_beam"},
-    "av": {"data.live_stream", "data.pixels", "data.video_file"},
+    "av": {"data.forward_decoder", "data.live_stream", "data.pixels", "data.video_file"},
     "cv2": {"data.live_stream", "data.pixels", "data.video"},
     "distributed": {"data.convert_dask"},
     "flask": {"inference.web_app"},

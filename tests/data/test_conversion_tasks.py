@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import permutations
@@ -49,6 +48,7 @@ def _slurm(task_id: int, count: int, first: int = 0, step: int = 1) -> dict[str,
         (None, None, _slurm(7, 4, first=1, step=2), Task(3, 4)),
         (None, None, _slurm(5, 1, first=5), None),
         (2, 8, _slurm(5, 8), Task(2, 8)),
+        (None, None, _slurm(5, 8) | {"JOB_COMPLETION_INDEX": "2"}, Task(5, 8)),
         (None, 8, _slurm(5, 1, first=5), Task(5, 8)),
         (None, 1, _slurm(5, 8), None),
         (None, 3, {"JOB_COMPLETION_INDEX": "2"}, Task(2, 3)),
@@ -67,6 +67,7 @@ def test_the_task_is_that_of_the_settings_or_of_the_job(
         (None, 8, {}, "--task_count needs --task_index"),
         (2, None, {}, "--task_index needs --task_count"),
         (None, None, {"JOB_COMPLETION_INDEX": "2"}, "JOB_COMPLETION_INDEX needs --task_count"),
+        (5, 1, {}, r"no task 5 \(--task_index\) of 1"),
         (8, 8, {}, r"no task 8 \(--task_index\) of 8: they are 0 to 7"),
         (None, 8, _slurm(8, 8, first=1), r"no task 8 \(SLURM_ARRAY_TASK_ID\) of 8"),
         (None, None, _slurm(9, 2, first=3), r"no task 6 \(SLURM_ARRAY_TASK_ID\) of 2"),
@@ -158,20 +159,92 @@ def test_a_finished_dataset_stays_until_all_tasks_have_read_its_new_videos(
 
 
 @pytest.mark.usefixtures("in_process")
+def test_skipped_videos_of_a_finished_dataset_are_tried_again_by_all_tasks(
+    tmp_path: Path, conversion: MakeConversion, data_dir: str
+) -> None:
+    """A video of each task cannot be read at first, as with a file server that is down."""
+    config = conversion(tmp_path / "out", max_skipped=0.5)
+
+    def read(path: str, *arguments: Any) -> Any:
+        if path.endswith("_01.avi"):
+            raise OSError(5, "Input/output error")
+        return convert.moment_reader.read_encoded_clip(path, *arguments)
+
+    for index in (0, 1):
+        report = convert.convert(config, task=Task(index, 2), read=read)
+    assert (report.written, len(report.skipped)) == (12, 4)
+    before = committed_bytes(tmp_path / "out")
+    first = convert.convert(config, task=Task(0, 2))
+    assert (first.shards_made, first.shards_missing) == (2, 1)
+    assert committed_bytes(tmp_path / "out") == before
+    second = convert.convert(config, task=Task(1, 2))
+    assert (second.written, second.shards_made, second.shards_missing) == (16, 1, 0)
+    assert committed_bytes(tmp_path / "out") == committed_bytes(Path(data_dir))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_repeated_task_leaves_a_dataset_with_skipped_videos_of_others_complete(
+    tmp_path: Path, conversion: MakeConversion
+) -> None:
+    def read(path: str, *arguments: Any) -> Any:
+        if "/test/" in path and path.endswith("_01.avi"):
+            raise OSError(5, "Input/output error")
+        return convert.moment_reader.read_encoded_clip(path, *arguments)
+
+    config = conversion(tmp_path / "out", max_skipped=0.5)
+    for index in range(5):
+        convert.convert(config, task=Task(index, 5), read=read)
+    report = convert.convert(config, task=Task(0, 5), read=read)  # a shard of train
+    assert (report.shards_kept, report.shards_missing, len(report.skipped)) == (1, 0, 2)
+
+
+@pytest.mark.usefixtures("in_process")
 def test_a_task_waits_for_another_one_that_looks_whether_all_are_done(
     tmp_path: Path, conversion: MakeConversion, data_dir: str
 ) -> None:
     """If it left instead, neither might complete the dataset."""
     config = conversion(tmp_path / "out")
     convert.convert(config, task=Task(0, 2))
-    last = threading.Thread(target=convert.convert, args=(config,), kwargs={"task": Task(1, 2)})
+    has_made, may_go_on = threading.Event(), threading.Event()
+
+    def make_shards(*arguments: Any) -> None:
+        convert.make_shards_here(*arguments)
+        has_made.set()
+        may_go_on.wait()
+
+    job = {"task": Task(1, 2), "make_shards": make_shards}
+    last = threading.Thread(target=convert.convert, args=(config,), kwargs=job)
+    last.start()
+    has_made.wait()
     with conversion_state.lock(config.output_dir):
-        last.start()
-        while len(conversion_state.names_of_states(config.output_dir)) < 6:  # five shards, and the settings
-            time.sleep(0.01)
-        last.join(timeout=0.3)
+        may_go_on.set()
+        last.join(timeout=1.5)
         assert last.is_alive()
     last.join()
+    assert committed_bytes(tmp_path / "out") == committed_bytes(Path(data_dir))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_task_waits_for_a_conversion_by_one_process(
+    tmp_path: Path, conversion: MakeConversion, data_dir: str
+) -> None:
+    """Its temporary files would be deleted at the end of the other one."""
+    config = conversion(tmp_path / "out")
+    tasks: list[threading.Thread] = []
+    reports: list[convert.ConversionReport] = []
+
+    def make_shards(*arguments: Any) -> None:
+        tasks.append(
+            threading.Thread(target=lambda: reports.append(convert.convert(config, task=Task(0, 2))))
+        )
+        tasks[0].start()
+        tasks[0].join(timeout=1.5)
+        assert tasks[0].is_alive()
+        convert.make_shards_here(*arguments)
+
+    assert convert.convert(config, make_shards=make_shards).shards_made == 5
+    tasks[0].join()
+    assert (reports[0].shards_made, reports[0].shards_kept, reports[0].shards_missing) == (0, 3, 0)
     assert committed_bytes(tmp_path / "out") == committed_bytes(Path(data_dir))
 
 

@@ -18,7 +18,7 @@ import pytest
 
 pytest.importorskip("distributed", reason="dask is not installed")
 
-from synthetic import committed_bytes, slow_read, stuck_read
+from synthetic import committed_bytes, faulty_read, slow_read, stuck_read
 from vidpipe.config import ConversionConfig
 from vidpipe.data import convert
 from vidpipe.data.convert_dask import make_shards_on
@@ -163,6 +163,45 @@ def test_what_fails_on_a_worker_is_named(tmp_path: Path, conversion: MakeConvers
         shutil.rmtree(blocked)
         report = convert.convert(conversion(tmp_path / "out"), make_shards=make_shards_on(scheduler))
     assert (report.shards_made, report.shards_kept) == (1, 4)
+
+
+def test_a_worker_without_vidpipe_is_named(
+    tmp_path: Path, conversion: MakeConversion, scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(job: bytes) -> None:
+        raise ModuleNotFoundError("No module named 'vidpipe'")
+
+    monkeypatch.setattr("vidpipe.data.convert_dask.make_in_process", fail)
+    with (
+        _worker(scheduler, tmp_path, "--no-nanny"),
+        pytest.raises(convert.ConversionError, match="Dask cannot make train-.*: No module named 'vidpipe'"),
+    ):
+        convert.convert(conversion(tmp_path / "out"), make_shards=make_shards_on(scheduler))
+
+
+def test_an_output_folder_that_is_another_one_on_the_workers_is_named(
+    tmp_path: Path, conversion: MakeConversion, scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vidpipe.data.convert_dask.make_in_process", lambda job: None)
+    with (
+        _worker(scheduler, tmp_path, "--no-nanny"),
+        pytest.raises(convert.ConversionError, match=r"made train-.* not in .*/out of this machine"),
+    ):
+        convert.convert(conversion(tmp_path / "out"), make_shards=make_shards_on(scheduler))
+
+
+def test_skipped_videos_and_missing_workers_are_logged(
+    tmp_path: Path, conversion: MakeConversion, scheduler: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = conversion(tmp_path / "out", max_skipped=0.5, timeout_sec=3)
+    with contextlib.ExitStack() as stack:
+        starting = threading.Timer(1, lambda: stack.enter_context(_worker(scheduler, tmp_path, "--no-nanny")))
+        starting.start()
+        report = convert.convert(config, read=faulty_read, make_shards=make_shards_on(scheduler))
+    assert "The Dask cluster has no workers yet; waiting for them." in caplog.messages
+    skipped = [message for message in caplog.messages if message.startswith("Skipped ")]
+    assert len(skipped) == len(report.skipped) == 6
+    assert f"Skipped train/long/video_02.avi: worker has {['tensorflow'][:0]}" in skipped
 
 
 def test_a_scheduler_that_does_not_answer_is_named(

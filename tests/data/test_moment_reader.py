@@ -9,7 +9,7 @@ import pytest
 
 from synthetic import brightness_frames, write_brightness_video, write_coded_video
 from vidpipe.config import ClipConfig
-from vidpipe.data import moment_reader, video_file
+from vidpipe.data import forward_decoder, moment_reader, video_file
 from vidpipe.data.moment import Moment
 from vidpipe.data.moment_reader import read_encoded_clip, read_length
 from vidpipe.data.skip_reason import Failure, SkipReason, VideoReadError
@@ -130,7 +130,7 @@ def test_of_a_cut_video_the_moments_before_the_cut_are_read(tmp_path: Path) -> N
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths that are opened as videos, and `decoded` each time a frame is."""
     events: list[str] = []
-    open_stream, decode = video_file._open_stream, video_file._decode
+    open_stream, decode = video_file._open_stream, forward_decoder.decode_packet
 
     def recorded_open(path: str, max_pixels: int) -> Any:
         events.append(path)
@@ -142,7 +142,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return found
 
     monkeypatch.setattr(video_file, "_open_stream", recorded_open)
-    monkeypatch.setattr(video_file, "_decode", recorded_decode)
+    monkeypatch.setattr(forward_decoder, "decode_packet", recorded_decode)
     return events
 
 

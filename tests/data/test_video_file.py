@@ -10,12 +10,12 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from synthetic import brightness_frames, frame_indices_of, write_brightness_video, write_coded_video
 from vidpipe.config import ClipConfig
-from vidpipe.data import video, video_file
+from vidpipe.data import forward_decoder, video, video_file
 from vidpipe.data.packets import Damage, Loss, Packets
 from vidpipe.data.skip_reason import SkipReason
 from vidpipe.data.video_file import VideoFile, open_video
@@ -87,13 +87,16 @@ def test_wanted_frames_equal_those_of_a_full_decode(
                           timestamps, options)  # fmt: skip
     except av.error.FFmpegError:
         return  # FFmpeg has no such combination
+    with av.open(str(path)) as container:
+        num_encoded = len(list(container.decode(video=0)))
+    assume(num_encoded == num_frames)  # FFmpeg's encoder of MPEG-4 may leave one out
     with pytest.MonkeyPatch.context() as patch:
         if not kept:
             patch.setattr("vidpipe.data.video_file._MAX_KEPT_BYTES", 0)
         with open_video(str(path)) as file:
             complete = _decoded(file)
         with open_video(str(path)) as file:
-            assert file.num_frames == len(complete)
+            assert file.num_frames == len(complete) == num_encoded
             assert file.loss.num_missing == 0
             if file.order is not None:
                 sets = st.sets(st.integers(0, len(complete) - 1), min_size=1)
@@ -113,13 +116,13 @@ def test_wanted_frames_equal_those_of_a_full_decode(
 def fed(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
     """The numbers of the packets that are decoded; None where the decoder is emptied."""
     numbers: list[int | None] = []
-    decode = video_file._decode
+    decode = forward_decoder.decode_packet
 
     def recorded(decoder: Any, packet: av.Packet | None, number: int = 0) -> list[av.VideoFrame]:
         numbers.append(None if packet is None else number)
         return decode(decoder, packet, number)
 
-    monkeypatch.setattr(video_file, "_decode", recorded)
+    monkeypatch.setattr(forward_decoder, "decode_packet", recorded)
     return numbers
 
 
@@ -440,14 +443,14 @@ def test_a_decoder_that_fails_at_the_end_loses_the_frames_that_it_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_coded_video(tmp_path / "a.ts", "mpeg2video", "yuv420p", brightness_frames(12), options={"bf": "0"})
-    decode = video_file._decode
+    decode = forward_decoder.decode_packet
 
     def failing(decoder: Any, packet: av.Packet | None, number: int = 0) -> list[av.VideoFrame]:
         if packet is None:
-            raise video_file.ContradictionError
+            raise forward_decoder.ContradictionError
         return decode(decoder, packet, number)
 
-    monkeypatch.setattr(video_file, "_decode", failing)
+    monkeypatch.setattr(forward_decoder, "decode_packet", failing)
     clip = video.read_clip(str(tmp_path / "a.ts"), _ALL)
     assert frame_indices_of(clip.frames) == list(range(11))
     assert clip.info.frames_damaged == 1

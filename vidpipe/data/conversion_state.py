@@ -8,9 +8,11 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import posixpath
 import tempfile
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from vidpipe.storage import files, remote
 STATE_DIR = ".conversion"
 _SETTINGS = "plan"
 _TASK_LOCK = "task.lock"
+_log = logging.getLogger(__name__)
 
 # Size of a source file in bytes and its modification time in ns; None if there is no file.
 SourceState = list[int] | None
@@ -38,26 +41,50 @@ def address_of(output_dir: str, name: str) -> str:
     return posixpath.join(output_dir, STATE_DIR, name)
 
 
-def lock(output_dir: str, *, wait: bool = False) -> FileLock:
-    """Makes the lock that allows one process at a time to convert to this folder, or to complete the dataset.
+def lock(output_dir: str) -> FileLock:
+    """Makes the lock that allows one conversion of this folder at a time.
 
     The lock of a remote folder is valid on this machine only. Two machines that convert to the same remote
     folder do the work twice, but write the same bytes.
-
-    Args:
-      output_dir: address of the dataset.
-      wait: whether to wait for another process that has it.
     """
-    return FileLock(_lock_path(output_dir, "lock"), timeout=-1 if wait else 0)
+    return FileLock(_lock_path(output_dir, "lock"), timeout=0)
 
 
-def task_lock(output_dir: str, task: Task) -> FileLock:
-    """Makes the lock that allows each task of a conversion to run once at a time, as `lock` does."""
-    return FileLock(_lock_path(output_dir, f"{task.index}-of-{task.count}.{_TASK_LOCK}"), timeout=0)
+@contextmanager
+def waiting_lock(output_dir: str) -> Iterator[None]:
+    """Holds the same lock during the block, after waiting for another process that has it."""
+    own = lock(output_dir)
+    try:
+        own.acquire(timeout=1)
+    except Timeout:
+        _log.info("Waiting for another process that works on %s.", output_dir)
+        own.acquire(timeout=-1)
+    try:
+        yield
+    finally:
+        own.release()
+
+
+@contextmanager
+def task_lock(output_dir: str, task: Task) -> Iterator[None]:
+    """Holds a lock that allows each task to run once at a time, as `lock` does.
+
+    Raises:
+      Timeout: it is running already.
+    """
+    path = _lock_path(output_dir, f"{task.index}-of-{task.count}.{_TASK_LOCK}")
+    with FileLock(path, timeout=0):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def running_task(output_dir: str) -> str | None:
-    """Returns the name of the lock of a task that is running; None if there is none. Deletes unused locks."""
+    """Returns the name of a running task, such as `3-of-8`; None if there is none.
+
+    The locks of tasks that were killed are deleted.
+    """
     for path in _lock_path(output_dir, "lock").parent.glob(f"*.{_TASK_LOCK}"):
         try:
             with FileLock(path, timeout=0):

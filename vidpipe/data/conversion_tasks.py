@@ -42,17 +42,10 @@ def choose_task(config: ConversionConfig, environment: Mapping[str, str] = os.en
       ConfigError: only one of index and count is known, or there is no such task.
     """
     index, count, source = config.task_index, config.task_count, "--task_index"
-    if count == 1:
+    if index is None and count == 1:
         return None
     if index is None:
-        if count is None and _SLURM_COUNT in environment:
-            count = int(environment[_SLURM_COUNT])
-            first, step = int(environment.get(_SLURM_FIRST, 0)), int(environment.get(_SLURM_STEP, 1))
-            index, source = (int(environment[_SLURM_ID]) - first) // step, _SLURM_ID
-        else:
-            for name in (_SLURM_ID, _KUBERNETES_INDEX):
-                if name in environment:
-                    index, source = int(environment[name]), name
+        index, count, source = _of_job(count, environment)
     if index is None and count is None:
         return None
     if index is None:
@@ -67,3 +60,14 @@ def choose_task(config: ConversionConfig, environment: Mapping[str, str] = os.en
             "number of all tasks as --task_count; an array job of Slurm then needs --array=0-N."
         )
     return None if count == 1 else Task(index, count)
+
+
+def _of_job(count: int | None, environment: Mapping[str, str]) -> tuple[int | None, int | None, str]:
+    """Returns index and number of tasks as far as the job says them, and the name of the index's variable."""
+    if count is None and _SLURM_COUNT in environment:
+        first, step = int(environment.get(_SLURM_FIRST, 0)), int(environment.get(_SLURM_STEP, 1))
+        return (int(environment[_SLURM_ID]) - first) // step, int(environment[_SLURM_COUNT]), _SLURM_ID
+    for name in (_SLURM_ID, _KUBERNETES_INDEX):
+        if name in environment:
+            return int(environment[name]), count, name
+    return None, count, ""

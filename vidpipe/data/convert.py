@@ -260,43 +260,62 @@ def _convert_share(
     task: Task,
 ) -> ConversionReport:
     """Makes the missing shards of a task, and commits the dataset if no other shard is missing."""
-    output_dir, video_dir = config.output_dir, config.manifest.video_dir
+    output_dir = config.output_dir
     share = task.share(plans)
     with conversion_state.task_lock(output_dir, task):
-        _check_same_dataset(output_dir, settings)
-        conversion_state.delete_temporary_files(output_dir, {plan.name for plan in share})
-        if conversion_state.read_settings(output_dir) is None:
+        with conversion_state.waiting_lock(output_dir):
+            _check_same_dataset(output_dir, settings)
+            conversion_state.delete_temporary_files(output_dir, {plan.name for plan in share})
             conversion_state.write_settings(output_dir, settings)
         made, new_dir = make_missing(share)
-    report = _report_share(share, made, new_dir, output_dir)
-    # A listing first: of ten thousand tasks, only the last ones look at every shard.
-    known = conversion_state.names_of_states(output_dir)
-    unmade = [plan for plan in plans if plan.name not in known]
-    if unmade:
-        return dataclasses.replace(report, shards_missing=len(unmade))
-    with conversion_state.lock(output_dir, wait=True):
-        new_dir = _new_dir(output_dir)
-        is_made = functools.partial(conversion_state.is_finished, video_dir=video_dir, retry=False)
-        with ThreadPoolExecutor() as threads:
-            in_place = list(threads.map(lambda plan: is_made(output_dir, plan=plan), plans))
-        staged = [plan for plan, is_there in zip(plans, in_place, strict=True) if not is_there]
-        unmade = [plan for plan in staged if new_dir == output_dir or not is_made(new_dir, plan=plan)]
-        if unmade:
-            return dataclasses.replace(report, shards_missing=len(unmade))
-        whole = commit(staged, new_dir)
-        conversion_state.delete_temporary_files(output_dir, {shards.VIDEOS_NAME, shards.INFO_NAME})
-        conversion_state.running_task(output_dir)
-    return dataclasses.replace(whole, shards_kept=report.shards_kept, shards_made=report.shards_made)
+        with conversion_state.waiting_lock(output_dir):
+            report = _report_share(share, made, new_dir, output_dir)
+            unmade, staged = _unmade(config, plans)
+            if unmade:
+                return dataclasses.replace(report, shards_missing=unmade)
+            whole = commit(staged, _new_dir(output_dir))
+            conversion_state.delete_temporary_files(output_dir, {shards.VIDEOS_NAME, shards.INFO_NAME})
+            return dataclasses.replace(whole, shards_kept=report.shards_kept, shards_made=report.shards_made)
 
 
 def _report_share(
     share: Sequence[ShardPlan], made: Sequence[ShardPlan], new_dir: str, output_dir: str
 ) -> ConversionReport:
+    """Counts the clips of a task's shards; those in a staging folder may have been committed already."""
     dir_of = dict.fromkeys([plan.name for plan in made], new_dir)
-    states = [conversion_state.read_shard_state(dir_of.get(plan.name, output_dir), plan) for plan in share]
-    videos = [row for _, rows in states for row in rows]
+    videos = []
+    for plan in share:
+        try:
+            _, rows = conversion_state.read_shard_state(dir_of.get(plan.name, output_dir), plan)
+        except tf.errors.NotFoundError:
+            _, rows = conversion_state.read_shard_state(output_dir, plan)
+        videos += rows
     skipped = [_skipped(row) for row in videos if row["status"] != "ok"]
     return ConversionReport(len(videos) - len(skipped), skipped, len(share) - len(made), len(made), 0, [])
+
+
+def _unmade(config: ConversionConfig, plans: Sequence[ShardPlan]) -> tuple[int, list[ShardPlan]]:
+    """Counts the shards that tasks have still to make; returns those in the staging folder, too."""
+    output_dir, video_dir = config.output_dir, config.manifest.video_dir
+    # A listing first: of ten thousand tasks, only the last ones look at every shard.
+    known = conversion_state.names_of_states(output_dir)
+    num_unknown = sum(plan.name not in known for plan in plans)
+    if num_unknown:
+        return num_unknown, []
+    new_dir = _new_dir(output_dir)
+    is_made = functools.partial(conversion_state.is_finished, video_dir=video_dir)
+    with ThreadPoolExecutor() as threads:
+
+        def select(folder: str, among: Sequence[ShardPlan], *, retry: bool) -> list[ShardPlan]:
+            found = threads.map(lambda plan: is_made(folder, plan=plan, retry=retry), among)
+            return [plan for plan, is_there in zip(among, found, strict=True) if is_there]
+
+        staged = select(new_dir, plans, retry=False) if new_dir != output_dir else []
+        names = {plan.name for plan in staged}
+        others = [plan for plan in plans if plan.name not in names]
+        # Where a task has made shards of a finished dataset again, others retry their skipped videos, too.
+        in_place = select(output_dir, others, retry=bool(staged))
+        return len(others) - len(in_place), staged
 
 
 def _new_dir(output_dir: str) -> str:
@@ -345,7 +364,8 @@ def _read_in_order(
     video_dir = config.manifest.video_dir.rstrip("/") or "/"
     rows = [row for plan in plans for row in plan.rows]
     labels = {name: index for index, name in enumerate(classes)}
-    new_paths, free_paths = (f"{records_dir}/{number}" for number in itertools.count()), list[str]()
+    new_paths = (f"{records_dir}/{number}" for number in itertools.count())
+    free_paths: list[str] = []
 
     def requests() -> Iterator[_Request]:
         for row in rows:
@@ -387,14 +407,19 @@ def _write_shard(plan: ShardPlan, results: Iterable[_Result], config: Conversion
             videos.append(_video_row(result, plan.name, position))
             row, record = result.request.row, result.value
             if result.failure is not None:
-                where = f" ({row.listed_at})" if row.moment is not None and row.listed_at else ""
-                _log.warning("Skipped %s%s: %s", row.video_id, where, result.failure.message)
+                log_skipped(row, result.failure.message)
             if record is not None:
                 yield record.read()
                 position += 1
 
     info = shards.write_shard(posixpath.join(config.output_dir, plan.name), examples())
     conversion_state.write_shard_state(config.output_dir, info, videos)
+
+
+def log_skipped(row: VideoRow, message: str) -> None:
+    """Logs that a video has no clip; of a moment also the line of the list."""
+    where = f" ({row.listed_at})" if row.moment is not None and row.listed_at else ""
+    _log.warning("Skipped %s%s: %s", row.video_id, where, message)
 
 
 def _video_row(result: _Result, shard: str, position: int) -> dict[str, Any]:

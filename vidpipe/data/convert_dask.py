@@ -9,7 +9,7 @@ import functools
 import itertools
 import logging
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from distributed.scheduler import KilledWorker
 from vidpipe.config import ConversionConfig
 from vidpipe.data import conversion_state, convert
 from vidpipe.data.conversion_plan import ShardPlan
-from vidpipe.data.shard_process import ShardProcessError, make_in_process
+from vidpipe.data.shard_process import make_in_process
 from vidpipe.errors import first_line
 from vidpipe.progress import Progress
 from vidpipe.storage import remote
@@ -30,6 +30,7 @@ _CONNECT_SEC = 30
 _RETRIES = 2
 # Shards at the scheduler for each thread of a worker: enough that none waits; bounds the scheduler's memory.
 _IN_FLIGHT_PER_THREAD = 2
+_KEPT = "Finished shards are kept; run the same command again."
 _log = logging.getLogger(__name__)
 
 
@@ -67,32 +68,48 @@ def _make_shards(
         ) from error
     total = sum(len(plan.rows) for plan in plans)
     with client, Progress("Converting", total, "videos") as progress:
-        waiting, skipped = iter(plans), 0
+        num_skipped = 0
+        for plan in _made(client, plans, config, classes, read):
+            for row, video in zip(plan.rows, _videos_of(plan, config.output_dir), strict=True):
+                if video["status"] != "ok":
+                    num_skipped += 1
+                    convert.log_skipped(row, video["message"])
+            progress.advance(len(plan.rows), note=f"{num_skipped} skipped")
 
-        def submit(count: int) -> dict[Future, ShardPlan]:
-            return {
-                client.submit(
-                    make_in_process,
-                    pickle.dumps(([plan], config, classes, read)),
-                    pure=False,
-                    retries=_RETRIES,
-                ): plan
-                for plan in itertools.islice(waiting, count)
-            }
 
-        in_flight = submit(_num_in_flight(client))
-        done = as_completed(in_flight, loop=client.loop)
+def _made(
+    client: Client,
+    plans: Sequence[ShardPlan],
+    config: ConversionConfig,
+    classes: Sequence[str],
+    read: convert.ReadEncodedClip,
+) -> Iterator[ShardPlan]:
+    """Yields each shard when a worker has made it; the scheduler knows a bounded number of them."""
+    waiting = iter(plans)
+    in_flight: dict[Future, ShardPlan] = {}
+    done = as_completed(loop=client.loop)
+
+    def submit() -> None:
+        num_threads = sum(client.nthreads().values())  # workers come and go
+        if not num_threads:
+            _log.warning("The Dask cluster has no workers yet; waiting for them.")
+        for plan in itertools.islice(waiting, _IN_FLIGHT_PER_THREAD * max(1, num_threads) - len(in_flight)):
+            job = pickle.dumps(([plan], config, classes, read))
+            future = client.submit(make_in_process, job, pure=False, retries=_RETRIES)
+            in_flight[future] = plan
+            done.add(future)
+
+    try:
+        submit()
         for future in done:
             plan = in_flight.pop(future)
             _raise_failure(future, plan)
-            for row in _videos_of(plan, config.output_dir):
-                if row["status"] != "ok":
-                    skipped += 1
-                    _log.warning("Skipped %s: %s", row["video_id"], row["message"])
-            progress.advance(len(plan.rows), note=f"{skipped} skipped")
-            new = submit(_num_in_flight(client) - len(in_flight))
-            in_flight |= new
-            done.update(new)
+            yield plan
+            submit()
+    except OSError as error:
+        raise convert.ConversionError(
+            f"The Dask scheduler was lost ({first_line(error)}). {_KEPT}"
+        ) from error
 
 
 def _absolute(address: str) -> str:
@@ -109,22 +126,14 @@ def _videos_of(plan: ShardPlan, output_dir: str) -> list[dict[str, Any]]:
         ) from None
 
 
-def _num_in_flight(client: Client) -> int:
-    """Returns how many shards the scheduler should know; workers may come and go."""
-    return _IN_FLIGHT_PER_THREAD * max(1, sum(client.nthreads().values()))
-
-
 def _raise_failure(future: Future, plan: ShardPlan) -> None:
     try:
         future.result()
-    except ShardProcessError as error:
-        reason = str(error)
+        return
     except KilledWorker:
         reason = "the workers that made it died, several times"
     except FutureCancelledError:
         reason = "the scheduler was lost"
-    else:
-        return
-    raise convert.ConversionError(
-        f"Dask cannot make {plan.name}: {reason}. Finished shards are kept; run the same command again."
-    )
+    except Exception as error:  # such as a worker without vidpipe
+        reason = first_line(error)
+    raise convert.ConversionError(f"Dask cannot make {plan.name}: {reason}. {_KEPT}")

@@ -11,10 +11,11 @@ import numpy as np
 
 from vidpipe.config import ClipConfig
 from vidpipe.data import video
+from vidpipe.data.forward_decoder import ContradictionError
 from vidpipe.data.moment import Moment
 from vidpipe.data.packets import Damage
 from vidpipe.data.skip_reason import SkipReason, VideoReadError
-from vidpipe.data.video_file import ContradictionError, DecodedFrame, VideoFile, file_state, open_video
+from vidpipe.data.video_file import DecodedFrame, VideoFile, file_state, open_video
 
 # After these the open video can still be read.
 _OF_THE_MOMENT = (SkipReason.OUTSIDE, SkipReason.TRUNCATED, SkipReason.NO_FRAMES, SkipReason.DAMAGED)

@@ -16,13 +16,13 @@ import cv2
 import numpy as np
 
 from vidpipe.config import ClipConfig, ConversionConfig
+from vidpipe.data.forward_decoder import ContradictionError
 from vidpipe.data.packets import Damage
 from vidpipe.data.pixels import PixelConverter, PixelError, unconverted, write_resized
 from vidpipe.data.sampling import depends_on_length, sample_indices, window_ranges
 from vidpipe.data.skip_reason import OUT_OF_MEMORY, SkipReason, VideoReadError
 from vidpipe.data.video_file import (
     MAX_FRAME_PIXELS,
-    ContradictionError,
     DecodedFrame,
     VideoFile,
     ffmpeg_errors,

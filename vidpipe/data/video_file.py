@@ -24,6 +24,8 @@ import av.subtitles.stream
 import numpy as np
 from av.stream import Discard, Disposition
 
+from vidpipe.data import forward_decoder
+from vidpipe.data.forward_decoder import ContradictionError, ForwardDecoder
 from vidpipe.data.packets import (
     ASSUMED_FPS,
     VOP_HEADER_BYTES,
@@ -63,8 +65,6 @@ _SEEKABLE_FORMATS = frozenset({"mov", "matroska"})
 _INDEXED_FORMATS = frozenset({"mov", "avi"})
 # Their times start again where recordings were joined.
 _JUMPING_FORMATS = frozenset({"mpeg", "mpegts", "mpegvideo"})
-# Decoders that, when asked, leave out frames that no other frame refers to, and only those.
-_SKIPPING_DECODERS = frozenset({"h264", "hevc", "mpeg4", "mpeg1video", "mpeg2video"})
 # Streams that show one picture beside the video.
 _NOT_A_VIDEO = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 # The packets of a smaller video stay in memory, bytes; those of a larger one are read again.
@@ -78,10 +78,6 @@ _ffmpeg_log.addHandler(logging.NullHandler())
 _ffmpeg_log.propagate = False
 
 _Log = list[tuple[int, str, str]]
-
-
-class ContradictionError(Exception):
-    """Decoding does not give what the packets promise; decoding in order decides then."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +132,7 @@ class VideoFile:
         self._format = container.format.name.split(",")[0]
         self._time_base = float(stream.time_base)
         self._kept: list[av.Packet] | None = None
-        self._run: _Run | None = None
+        self._forward: ForwardDecoder | None = None
         self.packets, self.order, self.loss = self._read_packets()
         self.num_frames = int(self.packets.is_shown.sum())
 
@@ -169,15 +165,13 @@ class VideoFile:
         """
         assert self.order is not None
         index_of = dict(zip(self.order[indices].tolist(), indices.tolist(), strict=True))
-        run, self._run = self._run, None
+        forward, self._forward = self._forward, None
         for keyframe, numbers in self._by_keyframe(index_of).items():
-            if run is None or not run.leads_to(keyframe, numbers):
-                self._decoder.flush_buffers()
-                self._decoder.skip_frame = "DEFAULT"
-                run = _Run(self._decoder, keyframe, self._packets_from(keyframe))
-            for picture in run.decode(set(numbers), stay=stay):
+            if forward is None or not forward.can_reach(keyframe, numbers):
+                forward = ForwardDecoder(self._decoder, keyframe, self._packets_from(keyframe))
+            for picture in forward.decode(set(numbers), stay=stay):
                 yield DecodedFrame(index_of[picture.pts], picture.pts, picture, is_damaged=False)
-        self._run = run if stay else None
+        self._forward = forward if stay else None
 
     def decode_in_order(self, damage: Damage) -> Iterator[DecodedFrame]:
         """Decodes every frame: the reference for what is in the file.
@@ -185,14 +179,13 @@ class VideoFile:
         Args:
           damage: records what cannot be decoded.
         """
-        self._run = None
-        self._decoder.flush_buffers()
-        self._decoder.skip_frame = "DEFAULT"
+        self._forward = None
+        forward_decoder.start(self._decoder)
         index = 0
         end = [(len(self.packets.pts) - 1, None)]  # makes the decoder give the frames that it still holds
         for number, packet in itertools.chain(self._all_packets(), end):
             try:
-                pictures = _decode(self._decoder, packet, number)
+                pictures = forward_decoder.decode_packet(self._decoder, packet, number)
             except ContradictionError:
                 damage.add_lost(number)
                 continue
@@ -335,68 +328,6 @@ class VideoFile:
         return any(name == self._container.format.name for _, name, _ in self._log[since:])
 
 
-class _Run:
-    """Decodes from a keyframe onwards.
-
-    Args:
-      decoder: of the video, emptied.
-      keyframe: the number of the packet that decoding starts from.
-      packets: from this keyframe, or an earlier one, to the end of the file.
-    """
-
-    def __init__(
-        self, decoder: av.VideoCodecContext, keyframe: int, packets: Iterator[tuple[int, av.Packet]]
-    ) -> None:
-        self._decoder, self._keyframe, self._packets = decoder, keyframe, packets
-        self._may_skip, self._is_skipping = decoder.name in _SKIPPING_DECODERS, False
-        self._next = keyframe
-        self._to_come: set[int] = set()  # decoded, but not returned yet
-        self._returned_early: list[av.VideoFrame] = []
-
-    def leads_to(self, keyframe: int, numbers: Iterable[int]) -> bool:
-        """Whether packets that are decoded from a keyframe still lie ahead."""
-        return keyframe == self._keyframe and all(
-            number >= self._next or number in self._to_come for number in numbers
-        )
-
-    def decode(self, wanted: set[int], *, stay: bool) -> Iterator[av.VideoFrame]:
-        """Decodes the pictures of some packets, see `VideoFile.decode`."""
-        missing, last, is_empty = set(wanted), max(wanted), False
-        pictures, self._returned_early = self._returned_early, []
-        while True:
-            for picture in pictures:
-                if not missing:
-                    self._returned_early.append(picture)
-                    continue
-                self._to_come.discard(picture.pts)
-                if picture.pts in wanted:
-                    if picture.is_corrupt or picture.pts not in missing:
-                        raise ContradictionError
-                    missing.remove(picture.pts)
-                    yield picture
-            if not missing:
-                return
-            if is_empty:
-                raise ContradictionError
-            number, packet = next(self._packets, (last, None))
-            if packet is None:
-                pictures, is_empty = [], True
-            else:
-                pictures = self._decode(number, packet, is_needed=number in wanted or number > last)
-                is_empty = number == last and not stay
-            if is_empty:
-                pictures += _decode(self._decoder, None)
-
-    def _decode(self, number: int, packet: av.Packet, *, is_needed: bool) -> list[av.VideoFrame]:
-        if self._may_skip and self._is_skipping == is_needed:
-            self._is_skipping = not is_needed
-            self._decoder.skip_frame = "NONREF" if self._is_skipping else "DEFAULT"
-        self._next = number + 1
-        if not self._is_skipping:
-            self._to_come.add(number)
-        return _decode(self._decoder, packet, number)
-
-
 @contextmanager
 def open_video(path: str, *, max_pixels: int = MAX_FRAME_PIXELS) -> Iterator[VideoFile]:
     """Opens a video for a block, and counts its packets.
@@ -470,18 +401,6 @@ def _demux(container: Any, stream: av.VideoStream) -> Iterator[av.Packet]:
         raise
     except av.error.FFmpegError as error:
         av.logging.log(av.logging.ERROR, container.format.name, str(error))
-
-
-def _decode(decoder: av.VideoCodecContext, packet: av.Packet | None, number: int = 0) -> list[av.VideoFrame]:
-    """Decodes a packet; the `pts` of each picture is the number of the packet that holds it."""
-    if packet is not None:
-        packet.pts = number
-    try:
-        return decoder.decode(packet)
-    except av.error.MemoryError:
-        raise
-    except av.error.FFmpegError as error:
-        raise ContradictionError from error
 
 
 def _judged(index: int, picture: av.VideoFrame, fed: int, damage: Damage) -> DecodedFrame:
