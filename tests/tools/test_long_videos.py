@@ -1,17 +1,20 @@
 """Clips that are joined: each moment has the frames of its clip and no other, beside background."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from long_videos import Clip, LongVideoConfig, join_clips, plan_videos
-from vidpipe.config import ClipConfig, ConfigError, ManifestConfig
+from vidpipe.config import ClipConfig, ManifestConfig
 from vidpipe.data import video
 from vidpipe.data.manifest import read_manifest
 from vidpipe.data.moment import Moment
 from vidpipe.data.moment_reader import read_encoded_clip
+from vidpipe.data.skip_reason import VideoReadError
+from vidpipe.data.video_row import ManifestError
 
 LEVELS = {"a": 200, "b": 120, "none": 40}
 LENGTHS = {"a": 5, "b": 8, "none": 6}
@@ -79,6 +82,16 @@ def test_each_clip_is_used_once_and_background_again() -> None:
     }
 
 
-def test_a_split_without_background_is_named(clips: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="12 events and 0 background clips"):
+def test_clips_that_cannot_be_joined_are_named(clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="The train split needs events, and clips of the background"):
         join_clips(_config(clips, tmp_path / "long", background=("other",)))
+    table = tmp_path / "train.csv"
+    table.write_text("video_name,tag\na/0.avi,a\nb/9.avi,b\nb/0.avi,b\nnone/0.avi,none\n")
+    config = _config(clips, tmp_path / "long")
+    manifest = replace(config.manifest, train_manifest=str(table))
+    with pytest.raises(ManifestError, match="1 of 4 rows are not whole videos under .*, such as b/9.avi"):
+        join_clips(replace(config, manifest=manifest))
+    (clips / "a" / "2.avi").write_bytes(b"garbage")
+    with pytest.raises(VideoReadError, match="does not open as a video"):
+        join_clips(config)
+    assert not (tmp_path / "long" / "moments.csv").exists()

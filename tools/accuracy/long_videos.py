@@ -27,11 +27,13 @@ import cv2
 import numpy as np
 
 from vidpipe import command_line
-from vidpipe.config import SPLITS, ConfigError, ManifestConfig, check, setting
+from vidpipe.config import SPLITS, ClipConfig, ManifestConfig, check, setting
 from vidpipe.data.manifest import read_manifest
 from vidpipe.data.moment_reader import read_length
 from vidpipe.data.packets import Damage
+from vidpipe.data.video import read_clip
 from vidpipe.data.video_file import open_video
+from vidpipe.data.video_row import ManifestError, VideoRow
 from vidpipe.progress import Progress
 
 _MAIN = "Input and output"
@@ -87,54 +89,47 @@ def join_clips(config: LongVideoConfig) -> int:
     """Writes the long videos and moments.csv; returns the number of videos.
 
     Raises:
-      ConfigError: a split has no events or no background.
-      ManifestError, VideoReadError: the clips cannot be listed or read.
+      ManifestError: a clip is missing, is a moment, or a split has no events or no background.
+      VideoReadError: a clip cannot be read.
     """
     rows = read_manifest(config.manifest)
+    unusable = [row.video_id for row in rows if not row.path or row.moment is not None]
+    if unusable:
+        raise ManifestError(
+            f"{len(unusable)} of {len(rows)} rows are not whole videos under {config.manifest.video_dir}, "
+            f"such as {unusable[0]}. Correct the lists, or --video_dir."
+        )
     random = np.random.default_rng(config.manifest.seed)
     plans: dict[str, tuple[str, list[Clip]]] = {}
     for split in SPLITS:
-        clips = [
-            _measured(
-                str(Path(config.manifest.video_dir, row.path)),
-                "" if row.label_name in config.background_classes else row.label_name,
-            )
-            for row in rows
-            if row.split == split and row.path
-        ]
-        plans |= {
-            f"{split}_{number:02}.mp4": (split, clips_of_video)
-            for number, clips_of_video in enumerate(plan_videos(clips, config.video_sec, random))
-        }
+        clips = [_measured(row, config) for row in rows if row.split == split]
+        if len({bool(clip.label) for clip in clips}) == 1:
+            raise ManifestError(f"The {split} split needs events, and clips of the background classes.")
+        for number, joined in enumerate(plan_videos(clips, config.video_sec, random) if clips else []):
+            plans[f"{split}_{number:02}.mp4"] = split, joined
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    with (
-        (folder / "moments.csv").open("w", encoding="utf-8", newline="") as file,
-        Progress("Joining", len(plans), "videos") as progress,
-    ):
+    moments = []
+    with Progress("Joining", len(plans), "videos") as progress:
+        for name, (split, joined) in plans.items():
+            bounds = write_joined(folder / name, joined)
+            for clip, (start, end) in zip(joined, itertools.pairwise(bounds), strict=True):
+                if clip.label:
+                    moments.append([name, clip.label, f"{start:.6f}", f"{end:.6f}", split])
+            progress.advance()
+    with (folder / "moments.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["video_name", "tag", "start", "end", "split"])
-        for name, (split, clips) in plans.items():
-            bounds = write_joined(folder / name, clips)
-            for clip, (start, end) in zip(clips, itertools.pairwise(bounds), strict=True):
-                if clip.label:
-                    writer.writerow([name, clip.label, f"{start:.6f}", f"{end:.6f}", split])
-            progress.advance()
+        writer.writerows(moments)
     return len(plans)
 
 
 def plan_videos(clips: Sequence[Clip], video_sec: float, random: np.random.Generator) -> Iterator[list[Clip]]:
-    """Distributes clips over videos, background before and after each event."""
+    """Distributes clips over videos, background before and after each event; there must be both."""
     shuffled = [clips[index] for index in random.permutation(len(clips))]
     by_size = sorted(shuffled, key=lambda clip: (clip.width, clip.height))
     events = [clip for clip in by_size if clip.label]
     background = [clip for clip in by_size if not clip.label]
-    if not events or not background:
-        if clips:
-            raise ConfigError(
-                f"A split has {len(events)} events and {len(background)} background clips; it needs both."
-            )
-        return
     pair_sec = np.mean([clip.duration_sec for clip in events])
     pair_sec += np.mean([clip.duration_sec for clip in background])
     num_videos = max(1, round(len(events) * float(pair_sec) / video_sec))
@@ -151,10 +146,11 @@ def _part(clips: Sequence[Clip], number: int, count: int) -> Sequence[Clip]:
     return clips[number * len(clips) // count : (number + 1) * len(clips) // count]
 
 
-def _measured(path: str, label: str) -> Clip:
-    with open_video(path) as file:
-        first = next(file.decode_in_order(Damage(file.packets, file.loss))).picture
-    return Clip(path, label, first.width, first.height, read_length(path).duration_sec)
+def _measured(row: VideoRow, config: LongVideoConfig) -> Clip:
+    path = str(Path(config.manifest.video_dir, row.path))
+    info = read_clip(path, ClipConfig(num_frames=1)).info
+    label = "" if row.label_name in config.background_classes else row.label_name
+    return Clip(path, label, info.width, info.height, read_length(path).duration_sec)
 
 
 def write_joined(path: Path, clips: Sequence[Clip]) -> list[float]:

@@ -23,7 +23,7 @@ from vidpipe.inference.timeline import as_arrays, predict_windows
 from vidpipe.storage import files
 from vidpipe.training.run_folder import RunFolder
 
-# With three, fitted rules were no better than the default one on other videos (tools/accuracy/RESULTS.md).
+# With three, a fitted rule was no better than the default one on other videos (tools/accuracy/RESULTS.md).
 _FEW_VIDEOS = 10
 _log = logging.getLogger(__name__)
 
