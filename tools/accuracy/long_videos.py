@@ -27,11 +27,11 @@ import cv2
 import numpy as np
 
 from vidpipe import command_line
-from vidpipe.config import SPLITS, ClipConfig, ManifestConfig, check, setting
+from vidpipe.config import SPLITS, ManifestConfig, check, setting
 from vidpipe.data.manifest import read_manifest
 from vidpipe.data.moment_reader import read_length
 from vidpipe.data.packets import Damage
-from vidpipe.data.video import read_clip
+from vidpipe.data.video import check_frames
 from vidpipe.data.video_file import open_video
 from vidpipe.data.video_row import ManifestError, VideoRow
 from vidpipe.progress import Progress
@@ -148,9 +148,12 @@ def _part(clips: Sequence[Clip], number: int, count: int) -> Sequence[Clip]:
 
 def _measured(row: VideoRow, config: LongVideoConfig) -> Clip:
     path = str(Path(config.manifest.video_dir, row.path))
-    info = read_clip(path, ClipConfig(num_frames=1)).info
+    with open_video(path) as file:
+        first = next(file.decode_in_order(Damage(file.packets, file.loss)), None)
+        check_frames(file, int(first is not None))
+    assert first is not None
     label = "" if row.label_name in config.background_classes else row.label_name
-    return Clip(path, label, info.width, info.height, read_length(path).duration_sec)
+    return Clip(path, label, first.picture.width, first.picture.height, read_length(path).duration_sec)
 
 
 def write_joined(path: Path, clips: Sequence[Clip]) -> list[float]:
